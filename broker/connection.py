@@ -1,0 +1,382 @@
+"""One network connection's protocol: bytes in; bytes, and calls to the hub, out. It knows no socket.
+
+The shell gives it what it reads (`receive`), tells it when the peer can't take more (`blocked`) and when the connection
+is gone (`lost`). What it has to say gathers in `out`, and the hub writes it to the wire once per turn of the loop.
+
+Whatever a peer sends, the worst that comes of it is a `ProtocolError`, which ends this connection: with the reason
+code where the version has one, and one line in the log.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+from broker.mqtt.codec import Decoder, encode
+from broker.mqtt.errors import ProtocolError
+from broker.mqtt.packets import (
+    Auth,
+    Connack,
+    Connect,
+    Disconnect,
+    Packet,
+    Pingreq,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Suback,
+    Subscribe,
+    Unsuback,
+    Unsubscribe,
+    Will,
+)
+from broker.mqtt.properties import Properties, Property, encode_properties, first
+from broker.mqtt.reason import Reason
+from broker.mqtt.topic import parse_share
+from broker.router import Grant
+
+if TYPE_CHECKING:
+    from broker.hub import Hub
+    from broker.session import Session
+
+_TRAVELS_NOT: Final = frozenset((Property.TOPIC_ALIAS, Property.MESSAGE_EXPIRY_INTERVAL))
+"""Properties of a PUBLISH that concern the connection, or that the log keeps in another form."""
+
+_READ_BUDGET: Final = 64 << 10
+"""Bytes after which a connection waits for the end of the turn, so that what comes out keeps up with what goes in."""
+
+
+class Wire(Protocol):
+    """The transport under a connection."""
+
+    peer: str
+    """Who is at the other end, for people: `127.0.0.1:50123`."""
+
+    def write(self, data: bytes) -> None:
+        """Send, or keep until it can be sent."""
+
+    def close(self) -> None:
+        """Close once everything written has been sent."""
+
+    def pause_reading(self) -> None:
+        """Let the peer wait."""
+
+    def resume_reading(self) -> None:
+        """Let the peer go on."""
+
+
+class Connection:
+    """One client at the other end of a wire."""
+
+    __slots__ = (
+        "_aliases",
+        "_decoder",
+        "_hub",
+        "blocked",
+        "closed",
+        "heard",
+        "held",
+        "keep_alive",
+        "limit",
+        "max_packet_size",
+        "opened",
+        "out",
+        "owed",
+        "pending",
+        "session",
+        "version",
+        "will",
+        "wire",
+    )
+
+    def __init__(self, hub: Hub, wire: Wire, now: int) -> None:
+        self.wire = wire
+        self.session: Session | None = None
+        self.version = 0
+        self.opened = now
+        self.heard = now
+        self.keep_alive = 0
+        """How long the client may be silent, µs; 0: for ever."""
+        self.will: Will | None = None
+        self.max_packet_size = 0
+        """The largest packet that the client takes; 0: any."""
+        self.out: list[bytes] = []
+        self.pending = 0
+        """Bytes in `out`."""
+        self.limit = hub.limits.write_buffer
+        self.blocked = False
+        """The wire takes no more for now."""
+        self.owed = 0
+        """QoS 1 and 2 messages of the client that are not acknowledged yet."""
+        self.held = False
+        self.closed = False
+        self._hub = hub
+        self._decoder = Decoder(0, hub.limits.max_packet_size)
+        self._aliases: dict[int, str] = {}
+
+    # -- in
+
+    def receive(self, data: bytes, now: int) -> None:
+        """Handle what was read from the wire."""
+        hub = self._hub
+        hub.now = self.heard = now
+        try:
+            for packet in self._decoder.feed(data):
+                _HANDLERS[packet.TYPE](self, packet)
+                if self.closed:
+                    return
+            if self._decoder.error is not None:
+                raise self._decoder.error
+        except ProtocolError as error:
+            self.fail(error)
+            return
+        session = self.session
+        if session is not None and not session.live:
+            session.pump()
+        if len(data) >= _READ_BUDGET:
+            hub.hold(self)
+
+    def on_blocked(self, blocked: bool) -> None:
+        """The wire can take no more, or can again."""
+        self.blocked = blocked
+        if not blocked and self.session is not None and not self.session.live:
+            self.session.pump()
+
+    def lost(self, now: int) -> None:
+        """The wire is gone."""
+        if not self.closed:
+            self._hub.now = now
+            self._end(will=True)
+
+    # -- out
+
+    def send(self, data: bytes) -> None:
+        """Write at the end of this turn."""
+        if not self.closed:
+            if not self.out:
+                self._hub.touch(self)
+            self.out.append(data)
+            self.pending += len(data)
+
+    def send_publish(self, head: bytes, tail: bytes) -> None:
+        """Write a QoS 0 PUBLISH at the end of this turn."""
+        out = self.out
+        if not out:
+            self._hub.touch(self)
+        out.append(head)
+        out.append(tail)
+        self.pending += len(head) + len(tail)
+        self._hub.delivered += 1
+
+    def send_numbered(self, head: bytes, packet_id: int, tail: bytes) -> None:
+        """Write a QoS 1 or 2 PUBLISH at the end of this turn."""
+        out = self.out
+        if not out:
+            self._hub.touch(self)
+        out.append(head)
+        out.append(packet_id.to_bytes(2))
+        out.append(tail)
+        self.pending += len(head) + len(tail) + 2
+        self._hub.delivered += 1
+
+    def hungry(self) -> None:
+        """Have the session go on with its cursor in the next turn."""
+        self._hub.touch(self)
+
+    def fail(self, error: ProtocolError) -> None:
+        """End the connection for what the peer has done."""
+        self._hub.complain(f"{self.name}: {error} (reason 0x{error.reason:02x}); connection closed")
+        self.close(error.reason)
+
+    def close(self, reason: Reason, will: bool = True) -> None:
+        """End the connection, and tell the client why, where its version can."""
+        if self.closed:
+            return
+        version = self.version or self._decoder.version
+        if self.session is not None:
+            if version == 5:
+                self.send(encode(Disconnect(reason), 5))  # [MQTT-4.13.1-1]
+        elif version:
+            self.send(encode(Connack(False, reason), version))
+        elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
+            self.send(encode(Connack(False, reason), 4))  # [MQTT-3.1.2-2]
+        self._end(will)
+
+    @property
+    def name(self) -> str:
+        """Who this is, for the log."""
+        if self.session is None:
+            return f"connection from {self.wire.peer}"
+        return f"client {self.session.client_id!r} from {self.wire.peer}"
+
+    def _end(self, will: bool) -> None:
+        if self.out:
+            self.wire.write(b"".join(self.out))
+            self.out = []
+        self.closed = True
+        self.wire.close()
+        self._hub.disconnected(self, will)
+
+    # -- what the client says
+
+    def _on_connect(self, packet: Connect) -> None:
+        if self.session is not None:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "a second CONNECT")  # [MQTT-3.1.0-2]
+        self.version = packet.version
+        if first(packet.properties, Property.AUTHENTICATION_METHOD) is not None:
+            raise ProtocolError(Reason.BAD_AUTHENTICATION_METHOD, "extended authentication is not offered")
+        self.max_packet_size = _number(packet.properties, Property.MAXIMUM_PACKET_SIZE, 0)
+        self._hub.connect(self, packet)
+
+    def _on_publish(self, packet: Publish) -> None:
+        session = self.session
+        if session is None:
+            raise _not_connected()
+        hub = self._hub
+        topic, properties, expires = packet.topic, b"", 0
+        if packet.properties:
+            topic, properties, expires = self._resolve(packet)
+        qos = packet.qos
+        if qos:
+            self.owed += 1
+            if self.version == 5 and self.owed > hub.limits.receive_maximum:
+                raise ProtocolError(  # [MQTT-3.3.4-9]
+                    Reason.RECEIVE_MAXIMUM_EXCEEDED,
+                    f"more than {hub.limits.receive_maximum} unacknowledged messages",
+                )
+            if qos == 2:
+                if packet.packet_id in session.received:
+                    self.owed -= 1
+                    hub.after_commit(self, b"\x50\x02" + packet.packet_id.to_bytes(2))  # [MQTT-4.3.3-10]
+                    return
+                session.received.add(packet.packet_id)
+        hub.publish(self, topic, packet.payload, qos, packet.retain, properties, expires, packet.packet_id)
+
+    def _resolve(self, packet: Publish) -> tuple[str, bytes, int]:
+        """The topic that an alias stands for, the properties that travel on, and when the message expires."""
+        topic = packet.topic
+        alias = _number(packet.properties, Property.TOPIC_ALIAS, 0)
+        if alias:
+            if alias > self._hub.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
+                raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, f"topic alias {alias} is above the maximum")
+            if topic:
+                self._aliases[alias] = topic
+            elif alias in self._aliases:
+                topic = self._aliases[alias]
+            else:
+                raise ProtocolError(Reason.PROTOCOL_ERROR, f"topic alias {alias} was never set")
+        interval = first(packet.properties, Property.MESSAGE_EXPIRY_INTERVAL)
+        expires = self._hub.now + interval * 1_000_000 if isinstance(interval, int) else 0
+        properties = encode_properties(tuple(p for p in packet.properties if p[0] not in _TRAVELS_NOT))
+        return topic, properties, expires
+
+    def _on_puback(self, packet: Puback) -> None:
+        self._connected().on_puback(packet.packet_id)
+
+    def _on_pubrec(self, packet: Pubrec) -> None:
+        self._connected().on_pubrec(packet.packet_id, packet.reason)
+
+    def _on_pubcomp(self, packet: Pubcomp) -> None:
+        self._connected().on_pubcomp(packet.packet_id)
+
+    def _on_pubrel(self, packet: Pubrel) -> None:
+        session = self._connected()
+        packet_id = packet.packet_id
+        reason = Reason.SUCCESS
+        if packet_id in session.received:
+            session.received.discard(packet_id)
+            if session.persistent:
+                self._hub.checkpoint(session)
+        elif self.version == 5:
+            reason = Reason.PACKET_IDENTIFIER_NOT_FOUND
+        pubcomp = encode(Pubcomp(packet_id, reason), self.version)  # [MQTT-4.3.3-11]
+        self._hub.after_commit(self, pubcomp)
+
+    def _on_subscribe(self, packet: Subscribe) -> None:
+        session, hub = self._connected(), self._hub
+        identifier = _number(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
+        reasons: list[int] = []
+        retained: list[Grant] = []
+        for asked in packet.subscriptions:
+            is_new = asked.filter not in session.grants
+            if parse_share(asked.filter) is not None:
+                reasons.append(Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
+            elif is_new and len(session.grants) >= hub.limits.max_subscriptions:
+                reasons.append(Reason.QUOTA_EXCEEDED)
+            else:
+                grant = Grant(
+                    asked.filter, asked.qos, asked.no_local, asked.retain_as_published, identifier, hub.log.committed
+                )
+                hub.subscribe(session, grant)
+                reasons.append(asked.qos)
+                if asked.retain_handling == 0 or (asked.retain_handling == 1 and is_new):  # [MQTT-3.3.1-9..11]
+                    retained.append(grant)
+        hub.after_commit(self, encode(Suback(packet.packet_id, tuple(reasons)), self.version))  # [MQTT-3.8.4-1]
+        for grant in retained:
+            for event in hub.retained.match(grant.filter):
+                session.give_retained(event, grant)
+
+    def _on_unsubscribe(self, packet: Unsubscribe) -> None:
+        session = self._connected()
+        reasons = tuple(
+            Reason.SUCCESS if self._hub.unsubscribe(session, filter) else Reason.NO_SUBSCRIPTION_EXISTED
+            for filter in packet.filters
+        )
+        self._hub.after_commit(self, encode(Unsuback(packet.packet_id, reasons), self.version))  # [MQTT-3.10.4-4]
+
+    def _on_pingreq(self, _: Pingreq) -> None:
+        self._connected()
+        self.send(b"\xd0\x00")  # [MQTT-3.12.4-1]
+
+    def _on_disconnect(self, packet: Disconnect) -> None:
+        session = self._connected()
+        interval = first(packet.properties, Property.SESSION_EXPIRY_INTERVAL)
+        if isinstance(interval, int):
+            if interval and not session.expiry:
+                raise ProtocolError(Reason.PROTOCOL_ERROR, "a session that ends with its connection can't be prolonged")
+            session.expiry = min(interval, self._hub.limits.max_session_expiry)
+        self._end(will=packet.reason == Reason.DISCONNECT_WITH_WILL_MESSAGE)  # [MQTT-3.14.4-3]
+
+    def _on_auth(self, _: Auth) -> None:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH without an authentication method")
+
+    def _on_unexpected(self, packet: Packet) -> None:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__.upper()} is for servers to send")
+
+    def _connected(self) -> Session:
+        if self.session is None:
+            raise _not_connected()
+        return self.session
+
+
+def _not_connected() -> ProtocolError:
+    return ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")  # [MQTT-3.1.0-1]
+
+
+def _number(properties: Properties, property: Property, default: int) -> int:
+    value = first(properties, property) if properties else None
+    return value if isinstance(value, int) else default
+
+
+_unexpected = Connection._on_unexpected
+_HANDLERS: Final[tuple[Callable[[Connection, Any], None], ...]] = (
+    _unexpected,
+    Connection._on_connect,
+    _unexpected,
+    Connection._on_publish,
+    Connection._on_puback,
+    Connection._on_pubrec,
+    Connection._on_pubrel,
+    Connection._on_pubcomp,
+    Connection._on_subscribe,
+    _unexpected,
+    Connection._on_unsubscribe,
+    _unexpected,
+    Connection._on_pingreq,
+    _unexpected,
+    Connection._on_disconnect,
+    Connection._on_auth,
+)
+"""What is done with a packet, by its type."""

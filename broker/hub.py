@@ -1,0 +1,687 @@
+"""The data path: admit, append, commit, acknowledge, fan out. And who is connected as whom.
+
+What happens to a PUBLISH:
+
+1. `publish` appends it to the log's open group and remembers whom to acknowledge. Nothing waits.
+2. At the end of the turn of the loop the open group goes to the engine, unless one is on its way; then it goes when
+   that one is back, with everything that has arrived since: group commit.
+3. When it has committed, its acknowledgements go out, and its events to every live session, in log order.
+
+QoS 0 messages and those with durability `memory` are fanned out (and acknowledged) in step 1: nobody was promised that
+they are kept. A group that the engine refuses is never acknowledged: MQTT 5 publishers are told 0x97 and their messages
+are taken out; older clients have no such answer, so their messages stay, to be tried again, and their sockets are not
+read until they are kept.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Final
+from uuid import uuid4
+
+from broker.connection import Connection, Wire
+from broker.frames import FrameCache
+from broker.mqtt.codec import encode
+from broker.mqtt.errors import ProtocolError
+from broker.mqtt.packets import Connack, Connect, Will
+from broker.mqtt.properties import WILL, Properties, Property, decode_properties, encode_properties, first
+from broker.mqtt.reason import Reason
+from broker.retained import Retained
+from broker.router import Grant, Router
+from broker.session import NEVER, Session
+from storage.interface import (
+    FSYNC,
+    MEMORY,
+    OS,
+    RETAINED,
+    SESSIONS,
+    SUBSCRIPTIONS,
+    WILLS,
+    Event,
+    Group,
+    Log,
+    Row,
+    StorageError,
+    Table,
+)
+
+_logger = logging.getLogger("berm.broker")
+
+SECOND: Final = 1_000_000
+_REFRESH = 60
+"""Seconds after which the rows of all connected sessions are brought up to date."""
+_COMPLAINTS = 20
+"""Lines about misbehaving peers that one second may log."""
+_RULES_KEPT = 10_000
+
+Acknowledgement = tuple[Connection, bytes, Event]
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that clients meet. Sizes in bytes, times in seconds; 0 keep alive: no cap."""
+
+    max_connections: int = 10_000
+    max_packet_size: int = 1 << 20
+    receive_maximum: int = 1000
+    max_inflight: int = 1000
+    max_keep_alive: int = 0
+    topic_alias_maximum: int = 16
+    max_session_expiry: int = NEVER
+    max_subscriptions: int = 1000
+    connect_timeout: int = 10
+    write_buffer: int = 512 << 10
+    group_bytes: int = 8 << 20
+    queue_qos0: bool = False
+
+
+class _Promises:
+    """What has to be sent once a group has committed."""
+
+    __slots__ = ("acknowledgements", "sessions", "then")
+
+    def __init__(self) -> None:
+        self.acknowledgements: list[Acknowledgement] = []
+        self.then: list[tuple[Connection, bytes]] = []
+        self.sessions: set[Session] = set()
+        """Whose row goes with the group."""
+
+
+class Hub:
+    """The broker, without a socket. Every method is called on the loop.
+
+    `schedule` runs a function in the next turn of the loop. `durability` answers what a rule says for a topic, or None.
+    """
+
+    def __init__(
+        self,
+        log: Log,
+        limits: Limits,
+        schedule: Callable[[Callable[[], None]], object],
+        durability: Callable[[str], int | None] | None = None,
+    ) -> None:
+        self.log = log
+        self.limits = limits
+        self.queue_qos0 = limits.queue_qos0
+        self.frames = FrameCache()
+        self.router: Router[Session] = Router()
+        self.retained = Retained()
+        self.sessions: dict[str, Session] = {}
+        self.connections: set[Connection] = set()
+        self.now = log.last_ts
+        """The time of what is being handled, µs since the epoch."""
+        self.received = 0
+        self.delivered = 0
+        self.refused_messages = 0
+        self.crashed = 0
+        """Connections ended by an error of ours."""
+        self.dropped_full = 0
+        self.dropped_expired = 0
+        self.dropped_oversized = 0
+        self.dropped_away = 0
+        self.dropped_gone = 0
+        self._rule = durability
+        self._rules: dict[str, int | None] = {}
+        self._schedule = schedule
+        self._scheduled = False
+        self._touched: list[Connection] = []
+        self._promises = _Promises()
+        self._promised = _Promises()
+        """Of the group on its way."""
+        self._dirty: list[Session] = []
+        self._held: list[Connection] = []
+        self._wills: dict[str, tuple[int, Will]] = {}
+        """Wills that are due at a time: client identifier to (µs since the epoch, will)."""
+        self._next_second = 0
+        self._next_refresh = 0
+        self._complaints = 0
+        log.listener = self
+
+    # -- messages
+
+    def publish(
+        self,
+        connection: Connection,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,
+        properties: bytes,
+        expires: int,
+        packet_id: int,
+    ) -> None:
+        """Admit one message of a client."""
+        log = self.log
+        self.received += 1
+        if log.failure is not None and self._cannot_keep(connection, qos, packet_id):
+            return
+        session = connection.session
+        assert session is not None
+        durability = self._durability(topic, qos)
+        event = log.append(self.now, topic, payload, qos, retain, session.client_id, properties, expires, durability)
+        if qos == 0:
+            self._fan_out_early(event)
+        elif durability == MEMORY and connection.owed == 1:
+            connection.owed = 0
+            connection.send((b"\x40\x02" if qos == 1 else b"\x50\x02") + packet_id.to_bytes(2))
+            self._fan_out_early(event)
+        else:
+            ack = (b"\x40\x02" if qos == 1 else b"\x50\x02") + packet_id.to_bytes(2)  # [MQTT-4.3.2-4], [MQTT-4.3.3-8]
+            self._promises.acknowledgements.append((connection, ack, event))
+            if qos == 2 and session.expiry:
+                self._promises.sessions.add(session)
+            if durability == MEMORY:
+                self._fan_out_early(event)
+        if retain:
+            self._keep_retained(event)
+        if not self._scheduled:
+            self._wake()
+        if log.open.weight > self.limits.group_bytes:
+            self.hold(connection)
+
+    def emit(
+        self,
+        client: str,
+        messages: Iterable[tuple[str, bytes, int, bool]],
+        rows: Iterable[tuple[Table, Row, Row | None]] = (),
+    ) -> None:
+        """Append messages (topic, payload, qos, retain) of a processor, and its rows of state, to one group."""
+        for topic, payload, qos, retain in messages:
+            self._originate(client, topic, payload, qos, retain, b"", 0)
+        group = self.log.open
+        for table, key, values in rows:
+            if values is None:
+                group.delete(table, key)
+            else:
+                group.put(table, key, values)
+        self._wake()
+
+    def _originate(
+        self, client: str, topic: str, payload: bytes, qos: int, retain: bool, properties: bytes, expires: int
+    ) -> None:
+        durability = self._durability(topic, qos)
+        event = self.log.append(self.now, topic, payload, qos, retain, client, properties, expires, durability)
+        if event.early:
+            self._fan_out_early(event)
+        if retain:
+            self._keep_retained(event)
+        self._wake()
+
+    def _durability(self, topic: str, qos: int) -> int:
+        rule = None
+        if self._rule is not None:
+            rules = self._rules
+            if topic not in rules:
+                if len(rules) >= _RULES_KEPT:
+                    rules.clear()
+                rules[topic] = self._rule(topic)
+            rule = rules[topic]
+        if rule is None:
+            return FSYNC if qos else OS
+        return rule if qos else min(rule, OS)
+
+    def _fan_out_early(self, event: Event) -> None:
+        for delivery in self.router.match(event.topic):
+            session = delivery.session
+            if session.live:
+                session.give(event, delivery)
+
+    def _keep_retained(self, event: Event) -> None:
+        if event.early:
+            self.retained.store(event)
+        if event.durability == MEMORY:
+            return
+        if event.payload:
+            self.log.open.put(
+                RETAINED,
+                (event.topic,),
+                (event.seq, event.ts, event.payload, event.qos, event.client, event.properties, event.expires),
+            )
+        else:
+            self.log.open.delete(RETAINED, (event.topic,))
+
+    def _cannot_keep(self, connection: Connection, qos: int, packet_id: int) -> bool:
+        """What becomes of a message while nothing can be stored; whether that settles it."""
+        if qos == 0:
+            self.dropped_full += 1
+            return True
+        if connection.version < 5:
+            self.hold(connection)
+            return False
+        self._refuse(connection, b"\x40" if qos == 1 else b"\x50", packet_id)
+        return True
+
+    def _refuse(self, connection: Connection, first: bytes, packet_id: int) -> None:
+        self.refused_messages += 1
+        connection.owed -= 1
+        if first == b"\x50" and connection.session is not None:
+            connection.session.received.discard(packet_id)
+        connection.send(first + b"\x03" + packet_id.to_bytes(2) + bytes((Reason.QUOTA_EXCEEDED,)))
+
+    # -- turns of the loop
+
+    def touch(self, connection: Connection) -> None:
+        """Write this connection, and let its session go on reading, at the end of the turn."""
+        self._touched.append(connection)
+        if not self._scheduled:
+            self._wake()
+
+    def after_commit(self, connection: Connection, data: bytes) -> None:
+        """Send this once everything appended so far has committed."""
+        self._promises.then.append((connection, data))
+        if not self._scheduled:
+            self._wake()
+
+    def changed(self, session: Session) -> None:
+        """Write this session's row within about a second."""
+        session.dirty = True
+        self._dirty.append(session)
+
+    def checkpoint(self, session: Session) -> None:
+        """Write this session's row with the open group, fsynced."""
+        self._promises.sessions.add(session)
+        self.log.open.durability = FSYNC
+        if not self._scheduled:
+            self._wake()
+
+    def _wake(self) -> None:
+        if not self._scheduled:
+            self._scheduled = True
+            self._schedule(self.turn)
+
+    def turn(self) -> None:
+        """The end of a turn: hand over the open group, and write what has gathered for each connection."""
+        self._scheduled = False
+        self.log.flush()
+        self._promise_nothing_open()
+        touched, self._touched = self._touched, []
+        for connection in touched:
+            if connection.out and not connection.closed:
+                data = b"".join(connection.out)
+                connection.out.clear()
+                connection.pending = 0
+                connection.wire.write(data)
+            session = connection.session
+            if session is not None and not session.live and not connection.closed:
+                session.pump()
+        if self._held:
+            self._release()
+
+    def _promise_nothing_open(self) -> None:
+        """Promises about a group that holds nothing, with none on its way, are kept already."""
+        if not self.log.busy and not self.log.open and self._promises.then:
+            then, self._promises.then = self._promises.then, []
+            for connection, data in then:
+                connection.send(data)
+
+    # -- what becomes of groups
+
+    def sealing(self, group: Group) -> None:
+        """Add the rows that go with the group."""
+        promises = self._promises
+        for session in promises.sessions:
+            if session.client_id in self.sessions and session.persistent:
+                session.save(group)
+        self._promised = promises
+        self._promises = _Promises()
+
+    def committed(self, group: Group) -> None:
+        """Acknowledge, then fan out, in log order."""
+        promised = self._promised
+        self._promised = _Promises()
+        for connection, data, _ in promised.acknowledgements:
+            connection.owed -= 1
+            connection.send(data)
+        for connection, data in promised.then:
+            connection.send(data)
+        match = self.router.match
+        for event in group.events:
+            if event.qos and event.durability:
+                for delivery in match(event.topic):
+                    session = delivery.session
+                    if session.live:
+                        session.give(event, delivery)
+                if event.retain:
+                    self.retained.store(event)
+        self._wake()
+
+    def refused(self, group: Group, error: StorageError) -> None:
+        """Answer MQTT 5 publishers, and let the others wait."""
+        promises, newer = self._promised, self._promises
+        self._promised = _Promises()
+        self._promises = promises
+        promises.then += newer.then
+        promises.sessions |= newer.sessions
+        acknowledgements = promises.acknowledgements + newer.acknowledgements
+        promises.acknowledgements = []
+        out: set[int] = set()
+        for connection, ack, event in acknowledgements:
+            if connection.version == 5 and not connection.closed:
+                out.add(event.seq)
+                self._refuse(connection, ack[:1], int.from_bytes(ack[2:4]))
+            else:
+                promises.acknowledgements.append((connection, ack, event))
+                self.hold(connection)
+        kept = [event for event in group.events if event.seq not in out and event.qos]
+        self.dropped_full += sum(1 for event in group.events if event.qos == 0)
+        group.events[:] = kept
+        self._refill_retained(group)
+        _logger.error("%s; publishers wait or are refused until it can be stored", error)
+
+    def _refill_retained(self, group: Group) -> None:
+        """The rows of retained messages that the group still holds, and no others."""
+        group.state.pop(RETAINED, None)
+        for event in group.events:
+            if event.retain:
+                self._keep_retained(event)
+
+    def hold(self, connection: Connection) -> None:
+        """Read no more from this connection until the log has caught up."""
+        if not connection.held and not connection.closed:
+            connection.held = True
+            connection.wire.pause_reading()
+            self._held.append(connection)
+
+    def _release(self) -> None:
+        if self._held and self.log.failure is None and self.log.open.weight <= self.limits.group_bytes:
+            held, self._held = self._held, []
+            for connection in held:
+                connection.held = False
+                connection.heard = self.now
+                if not connection.closed:
+                    connection.wire.resume_reading()
+
+    # -- connections
+
+    def accept(self, wire: Wire, now: int) -> Connection:
+        """A peer has opened a connection."""
+        connection = Connection(self, wire, now)
+        self.connections.add(connection)
+        return connection
+
+    def connect(self, connection: Connection, packet: Connect) -> None:
+        """A client says who it is."""
+        limits = self.limits
+        if len(self.connections) > limits.max_connections:
+            raise ProtocolError(
+                Reason.SERVER_BUSY, f"{limits.max_connections} clients are connected (mqtt.max_connections)"
+            )
+        client_id = packet.client_id or f"auto-{uuid4().hex}"
+        v5 = packet.version == 5
+        if v5:
+            asked = _number(packet.properties, Property.SESSION_EXPIRY_INTERVAL, 0)
+        else:
+            asked = 0 if packet.clean_start else NEVER
+        expiry = min(asked, limits.max_session_expiry)
+        session = self.sessions.get(client_id)
+        if session is not None and session.connection is not None:
+            self.complain(f"{session.connection.name}: taken over by a connection from {connection.wire.peer}")
+            session.connection.close(Reason.SESSION_TAKEN_OVER)  # [MQTT-3.1.4-3]
+            session = self.sessions.get(client_id)
+        if session is not None and packet.clean_start:  # [MQTT-3.1.2-4]
+            self._end_session(session)
+            session = None
+        self._withdraw_will(client_id)
+        present = session is not None
+        if session is None:
+            session = self.sessions[client_id] = Session(self, client_id, packet.version, expiry, self.log.committed)
+        session.expiry = expiry
+        connection.session = session
+        connection.keep_alive = self._keep_alive(packet) * SECOND * 3 // 2  # [MQTT-3.1.2-22]
+        connection.will = packet.will
+        if packet.will is not None:
+            self._record_will(client_id, packet.will, 0)
+        properties = self._connack_properties(packet, client_id, asked, expiry) if v5 else ()
+        connection.send(encode(Connack(present, Reason.SUCCESS, properties), packet.version))
+        if session.persistent:
+            self.changed(session)
+        window = min(limits.max_inflight, _number(packet.properties, Property.RECEIVE_MAXIMUM, 65535))
+        for grant in session.grants.values():
+            self.router.add(session, grant)
+        session.attach(connection, window)
+
+    def disconnected(self, connection: Connection, will: bool) -> None:
+        """A connection has ended; with `will`, otherwise than by a DISCONNECT."""
+        self.connections.discard(connection)
+        session = connection.session
+        if session is None or session.connection is not connection:
+            return
+        for filter in session.grants:
+            self.router.remove(session, filter)
+        session.detach(self.now)
+        if connection.will is not None:
+            self._leave_will(session, connection.will, will)
+        if session.persistent:
+            session.save(self.log.open)
+        else:
+            self._end_session(session)
+        self._wake()
+
+    def subscribe(self, session: Session, grant: Grant) -> None:
+        """Give a session a subscription, on disk where the session is to last."""
+        session.subscribe(grant)
+        self.router.add(session, grant)
+        if session.persistent:
+            options = grant.qos | grant.no_local << 2 | grant.retain_as_published << 3
+            self.log.open.put(
+                SUBSCRIPTIONS, (session.client_id, grant.filter), (options, grant.identifier, grant.since)
+            )
+            self.checkpoint(session)
+
+    def unsubscribe(self, session: Session, filter: str) -> bool:
+        """Take a subscription away; whether there was one."""
+        if not session.unsubscribe(filter):
+            return False
+        self.router.remove(session, filter)
+        if session.persistent:
+            self.log.open.delete(SUBSCRIPTIONS, (session.client_id, filter))
+            self.checkpoint(session)
+        return True
+
+    def _end_session(self, session: Session) -> None:
+        self.sessions.pop(session.client_id, None)
+        session.forget(self.log.open)
+        due = self._wills.get(session.client_id)
+        if due is not None:  # [MQTT-3.1.2-8]: no later than the session's end
+            self._publish_will(session.client_id, due[1])
+        self._wake()
+
+    def _keep_alive(self, packet: Connect) -> int:
+        cap = self.limits.max_keep_alive
+        if packet.version == 5 and cap and (packet.keep_alive > cap or not packet.keep_alive):
+            return cap
+        return packet.keep_alive
+
+    def _connack_properties(self, packet: Connect, client_id: str, asked: int, expiry: int) -> Properties:
+        limits = self.limits
+        properties: list[tuple[int, int | str | bytes | tuple[str, str]]] = [
+            (Property.RECEIVE_MAXIMUM, limits.receive_maximum),
+            (Property.MAXIMUM_PACKET_SIZE, limits.max_packet_size),
+            (Property.TOPIC_ALIAS_MAXIMUM, limits.topic_alias_maximum),
+            (Property.SHARED_SUBSCRIPTION_AVAILABLE, 0),
+        ]
+        if not packet.client_id:
+            properties.append((Property.ASSIGNED_CLIENT_IDENTIFIER, client_id))  # [MQTT-3.1.3-6]
+        if expiry != asked:
+            properties.append((Property.SESSION_EXPIRY_INTERVAL, expiry))
+        keep_alive = self._keep_alive(packet)
+        if keep_alive != packet.keep_alive:
+            properties.append((Property.SERVER_KEEP_ALIVE, keep_alive))  # [MQTT-3.1.2-21]
+        return tuple(properties)
+
+    # -- wills
+
+    def _record_will(self, client_id: str, will: Will, due: int) -> None:
+        self.log.open.put(
+            WILLS,
+            (client_id,),
+            (
+                due,
+                _delay(will),
+                will.topic,
+                will.payload,
+                will.qos,
+                int(will.retain),
+                encode_properties(will.properties),
+            ),
+        )
+        self._wake()
+
+    def _leave_will(self, session: Session, will: Will, wanted: bool) -> None:
+        client_id = session.client_id
+        if not wanted:  # [MQTT-3.14.4-3]
+            self.log.open.delete(WILLS, (client_id,))
+            return
+        delay = _delay(will)
+        if delay and session.persistent:  # [MQTT-3.1.3-9]
+            due = self.now + delay * SECOND
+            self._wills[client_id] = (due, will)
+            self._record_will(client_id, will, due)
+        else:
+            self._publish_will(client_id, will)
+
+    def _publish_will(self, client_id: str, will: Will) -> None:
+        self._wills.pop(client_id, None)
+        self.log.open.delete(WILLS, (client_id,))
+        kept = tuple(
+            p for p in will.properties if p[0] not in (Property.WILL_DELAY_INTERVAL, Property.MESSAGE_EXPIRY_INTERVAL)
+        )
+        interval = _number(will.properties, Property.MESSAGE_EXPIRY_INTERVAL, 0)
+        expires = self.now + interval * SECOND if interval else 0
+        self._originate(client_id, will.topic, will.payload, will.qos, will.retain, encode_properties(kept), expires)
+
+    def _withdraw_will(self, client_id: str) -> None:
+        if self._wills.pop(client_id, None) is not None:
+            self.log.open.delete(WILLS, (client_id,))
+
+    # -- time
+
+    def tick(self, now: int) -> None:
+        """Do what time brings: to be called a few times a second."""
+        self.now = now
+        if now < self._next_second:
+            return
+        self._next_second = now + SECOND
+        self._close_silent(now)
+        self._expire(now)
+        if now >= self._next_refresh:
+            self._next_refresh = now + _REFRESH * SECOND
+            self._dirty = [s for s in self.sessions.values() if s.persistent and s.connection is not None]
+        dirty, self._dirty = self._dirty, []
+        for session in dirty:
+            if self.sessions.get(session.client_id) is session and session.persistent:
+                session.save(self.log.open)
+            session.dirty = False
+        if self._complaints > _COMPLAINTS:
+            _logger.warning("%d more lines about clients were left out", self._complaints - _COMPLAINTS)
+        self._complaints = 0
+        if self.log.failure is not None:
+            self.log.retry()
+        self._wake()
+
+    def _close_silent(self, now: int) -> None:
+        timeout = self.limits.connect_timeout * SECOND
+        silent = [
+            connection
+            for connection in self.connections
+            if (
+                now > connection.heard + connection.keep_alive
+                if connection.keep_alive and not connection.held
+                else connection.session is None and now > connection.opened + timeout
+            )
+        ]
+        for connection in silent:
+            if connection.session is None:
+                self.complain(f"{connection.name}: no CONNECT within {self.limits.connect_timeout} s; closed")
+                connection.close(Reason.PROTOCOL_ERROR)
+            else:
+                seconds = connection.keep_alive // SECOND
+                self.complain(f"{connection.name}: silent for {seconds} s, longer than its keep alive allows; closed")
+                connection.close(Reason.KEEP_ALIVE_TIMEOUT)  # [MQTT-3.1.2-22]
+
+    def _expire(self, now: int) -> None:
+        for client_id, (due, will) in list(self._wills.items()):
+            if now >= due:
+                self._publish_will(client_id, will)
+        expired = [
+            session
+            for session in self.sessions.values()
+            if session.ended and session.expiry != NEVER and now >= session.ended + session.expiry * SECOND
+        ]
+        for session in expired:
+            self._end_session(session)
+
+    def complain(self, line: str) -> None:
+        """Log a line about a peer; not more than some in a second."""
+        self._complaints += 1
+        if self._complaints <= _COMPLAINTS:
+            _logger.warning("%s", line)
+
+    # -- start and stop
+
+    def restore(self, now: int) -> None:
+        """Take up what an earlier run left: sessions, subscriptions, retained messages, wills. Blocks."""
+        self.now = now
+        log = self.log
+        for row in log.rows(SESSIONS):
+            session = Session.restore(self, row)
+            session.ended = session.ended or now
+            self.sessions[session.client_id] = session
+        grants: dict[str, list[Grant]] = {}
+        for client_id, filter, options, identifier, since in log.rows(SUBSCRIPTIONS):
+            assert isinstance(client_id, str)
+            assert isinstance(filter, str)
+            assert isinstance(options, int)
+            assert isinstance(identifier, int)
+            assert isinstance(since, int)
+            grant = Grant(filter, options & 3, bool(options & 4), bool(options & 8), identifier, since)
+            grants.setdefault(client_id, []).append(grant)
+        for client_id, found in grants.items():
+            if client_id in self.sessions:
+                self.sessions[client_id].restore_grants(found)
+        for row in log.rows(RETAINED):
+            self.retained.store(_retained_event(row))
+        for row in log.rows(WILLS):
+            client_id, will, due = _stored_will(row)
+            self._wills[client_id] = (due or now + _delay(will) * SECOND, will)
+
+    def close_connections(self) -> None:
+        """Tell every client that the server is going."""
+        for connection in list(self.connections):
+            connection.close(Reason.SERVER_SHUTTING_DOWN)
+
+
+def _delay(will: Will) -> int:
+    return _number(will.properties, Property.WILL_DELAY_INTERVAL, 0)
+
+
+def _number(properties: Properties, property: Property, default: int) -> int:
+    value = first(properties, property) if properties else None
+    return value if isinstance(value, int) else default
+
+
+def _retained_event(row: Row) -> Event:
+    topic, seq, ts, payload, qos, client, properties, expires = row
+    assert isinstance(topic, str)
+    assert isinstance(seq, int)
+    assert isinstance(ts, int)
+    assert isinstance(payload, bytes)
+    assert isinstance(qos, int)
+    assert isinstance(client, str)
+    assert isinstance(properties, bytes)
+    assert isinstance(expires, int)
+    return Event(seq, ts, topic, payload, qos, True, client, properties, expires, FSYNC if qos else OS)
+
+
+def _stored_will(row: Row) -> tuple[str, Will, int]:
+    client_id, due, _, topic, payload, qos, retain, properties = row
+    assert isinstance(client_id, str)
+    assert isinstance(due, int)
+    assert isinstance(topic, str)
+    assert isinstance(payload, bytes)
+    assert isinstance(qos, int)
+    assert isinstance(properties, bytes)
+    will = Will(topic, payload, qos, bool(retain), decode_properties(properties, WILL))
+    return client_id, will, due

@@ -1,0 +1,1 @@
+"""The asyncio shells: what knows of sockets and of the loop."""

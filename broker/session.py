@@ -1,0 +1,491 @@
+"""One client's session: its subscriptions, its place in the log, and what it has not acknowledged yet.
+
+A session is a cursor. While its client is connected it is in one of two states:
+
+- *live*: it has been given everything that was committed, and the hub gives it each further event as it commits;
+- *behind*: its window or its socket was full, or it has been away. Nothing is queued for it: it reads the log from its
+  cursor whenever there is room, until it has caught up. Then it is live again.
+
+Events that go out before they commit (QoS 0, durability `memory`) reach live sessions at once, ahead of their turn. So
+that a session that falls behind does not read them again, it remembers up to which seq it has had them (`early_upto`);
+and a session that becomes live is given those that have gone out and not yet committed.
+
+Outbound packet identifiers move unacked (QoS 1 PUBLISH sent), or unreceived (QoS 2 PUBLISH sent) then uncompleted
+(PUBREL sent). They hold seqs only: a message that must be sent again is read back from the log.
+
+What outlives the process is one row: the position, these identifiers, and the inbound QoS 2 identifiers. The row is
+always a consistent snapshot, since it says of every event up to the position that it was acknowledged or is in flight.
+QoS 1 progress is written lazily; a QoS 2 step is committed before the packet that tells the client of it is sent.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from struct import Struct
+from typing import TYPE_CHECKING, Final, Protocol
+
+from broker.mqtt.properties import Property, encode_properties
+from broker.mqtt.topic import compile_filters, matches
+from broker.mqtt.wire import encode_varint
+from broker.router import Delivery, Grant, merge
+from storage.interface import SESSIONS, SUBSCRIPTIONS, Cursor, Event, Group, Log, Row
+
+if TYPE_CHECKING:
+    from broker.connection import Connection
+    from broker.frames import FrameCache
+
+NEVER: Final = 0xFFFFFFFF
+"""The session expiry interval of a session that never expires."""
+
+_UNACKED, _UNRECEIVED, _UNCOMPLETED = 1, 2, 3
+_inflight = Struct(">BHQ")
+_identifier = Struct(">H")
+_MATCHES_KEPT = 1024
+
+
+class Host(Protocol):
+    """What a session needs of the hub."""
+
+    log: Log
+    frames: FrameCache
+    now: int
+    queue_qos0: bool
+    dropped_expired: int
+    dropped_oversized: int
+    dropped_away: int
+    dropped_gone: int
+
+    def changed(self, session: Session) -> None:
+        """Write its row within about a second."""
+
+    def checkpoint(self, session: Session) -> None:
+        """Write its row with the open group, and have that group fsynced."""
+
+    def after_commit(self, connection: Connection, data: bytes) -> None:
+        """Send this once the open group has committed."""
+
+
+class Session:
+    """One client's session. Every method is called on the loop."""
+
+    __slots__ = (
+        "_accepts",
+        "_backlog",
+        "_cursor",
+        "_host",
+        "_matches",
+        "_next_id",
+        "_parked",
+        "away_upto",
+        "client_id",
+        "connection",
+        "dirty",
+        "dup_upto",
+        "early_upto",
+        "ended",
+        "expiry",
+        "grants",
+        "live",
+        "received",
+        "slots",
+        "stored",
+        "unacked",
+        "uncompleted",
+        "unreceived",
+        "v5",
+        "version",
+        "window",
+    )
+
+    def __init__(self, host: Host, client_id: str, version: int, expiry: int, position: int) -> None:
+        self.client_id = client_id
+        self.version = version
+        self.v5 = version == 5
+        self.expiry = expiry
+        """Session expiry interval in s; 0: it ends with its connection; NEVER."""
+        self.ended = 0
+        """When its last connection ended, µs since the epoch; 0 while connected."""
+        self.connection: Connection | None = None
+        self.live = False
+        self.grants: dict[str, Grant] = {}
+        self.window = 0
+        self.slots = 0
+        """How many more QoS 1 and 2 messages may be in flight."""
+        self.unacked: dict[int, int] = {}
+        self.unreceived: dict[int, int] = {}
+        self.uncompleted: dict[int, int] = {}
+        self.received: set[int] = set()
+        """Inbound QoS 2 packet identifiers, from PUBLISH until PUBREL."""
+        self.early_upto = 0
+        self.away_upto = 0
+        """Up to here it was away: QoS 0 messages are not made up for, unless `queue_qos0`."""
+        self.dup_upto = 0
+        """Up to here an earlier run may have sent messages already: they carry DUP."""
+        self.dirty = False
+        self.stored = False
+        """Whether the engine may have rows of it."""
+        self._host = host
+        self._parked = position
+        self._cursor: Cursor | None = None
+        self._backlog: deque[tuple[int, Event, Delivery[Session] | None]] = deque()
+        """To be sent before the cursor goes on: messages to send again, with their identifier, and retained ones."""
+        self._next_id = 1
+        self._matches: dict[str, Delivery[Session] | None] = {}
+        self._accepts = compile_filters(())
+
+    # -- state that outlives the connection
+
+    @property
+    def persistent(self) -> bool:
+        """Whether it outlives its connection."""
+        return self.expiry != 0
+
+    @property
+    def position(self) -> int:
+        """Every event up to this seq has been given to the client, or did not match."""
+        if self.live:
+            return self._host.log.committed
+        return self._parked if self._cursor is None else self._cursor.position
+
+    def save(self, group: Group) -> None:
+        """Put its row into a group."""
+        inflight = b"".join(
+            _inflight.pack(stage, packet_id, seq)
+            for stage, window in (
+                (_UNACKED, self.unacked),
+                (_UNRECEIVED, self.unreceived),
+                (_UNCOMPLETED, self.uncompleted),
+            )
+            for packet_id, seq in window.items()
+        )
+        received = b"".join(map(_identifier.pack, self.received))
+        connected = int(self.connection is not None)
+        values = (self.version, self.expiry, connected, self.ended, self.position, inflight, received)
+        group.put(SESSIONS, (self.client_id,), values)
+        self.dirty = False
+        self.stored = True
+
+    @classmethod
+    def restore(cls, host: Host, row: Row) -> Session:
+        """The session that a row describes, without its subscriptions."""
+        client_id, version, expiry, connected, ended, position, inflight, received = row
+        assert isinstance(client_id, str)
+        assert isinstance(version, int)
+        assert isinstance(expiry, int)
+        assert isinstance(ended, int)
+        assert isinstance(position, int)
+        assert isinstance(inflight, bytes)
+        assert isinstance(received, bytes)
+        session = cls(host, client_id, version, expiry, position)
+        session.ended = ended
+        session.stored = True
+        windows = {_UNACKED: session.unacked, _UNRECEIVED: session.unreceived, _UNCOMPLETED: session.uncompleted}
+        for stage, packet_id, seq in _inflight.iter_unpack(inflight):
+            windows[stage][packet_id] = seq
+        session.received = {packet_id for (packet_id,) in _identifier.iter_unpack(received)}
+        if connected:
+            session.dup_upto = host.log.last
+        return session
+
+    def forget(self, group: Group) -> None:
+        """Delete everything that is kept of it."""
+        if not self.stored:
+            return
+        group.delete(SESSIONS, (self.client_id,))
+        for filter in self.grants:
+            group.delete(SUBSCRIPTIONS, (self.client_id, filter))
+
+    # -- connections come and go
+
+    def attach(self, connection: Connection, window: int) -> None:
+        """A client has connected: send again what is in flight, then go on from the cursor."""
+        self.connection = connection
+        self.version = connection.version
+        self.v5 = connection.version == 5
+        self.ended = 0
+        self.window = self.slots = window
+        log = self._host.log
+        self.away_upto = log.last
+        sent = sorted((seq, packet_id) for w in (self.unacked, self.unreceived) for packet_id, seq in w.items())
+        if not sent:
+            self._resume()
+            return
+
+        def read_back(events: list[Event]) -> None:
+            if self.connection is connection:
+                self._send_again(sent, {event.seq: event for event in events})
+
+        log.get([seq for seq, _ in sent], read_back)
+
+    def detach(self, now: int) -> None:
+        """The connection is gone: from now on the session is its position."""
+        if self.live:
+            self.early_upto = self._host.log.last
+        self._parked = self.position
+        self.live = False
+        self.connection = None
+        self.ended = now
+        self._backlog.clear()
+        if self._cursor is not None:
+            self._cursor.close()
+            self._cursor = None
+
+    def _send_again(self, sent: list[tuple[int, int]], events: dict[int, Event]) -> None:
+        for seq, packet_id in sent:  # [MQTT-4.4.0-1], [MQTT-4.6.0-1]
+            event = events.get(seq)
+            if event is not None:
+                self._backlog.append((packet_id, event, None))
+            else:
+                self._host.dropped_gone += 1
+                self.unacked.pop(packet_id, None)
+                self.unreceived.pop(packet_id, None)
+        self._resume()
+
+    def _resume(self) -> None:
+        assert self.connection is not None
+        for packet_id in self.uncompleted:
+            self.connection.send(b"\x62\x02" + packet_id.to_bytes(2))
+        self._cursor = self._host.log.cursor(self._parked, self._accepts, self.pump)
+        self.pump()
+
+    # -- subscriptions
+
+    def subscribe(self, grant: Grant) -> None:
+        """Add or replace a subscription."""
+        self.grants[grant.filter] = grant
+        self._filters_changed()
+
+    def unsubscribe(self, filter: str) -> bool:
+        """Remove a subscription; whether there was one."""
+        found = self.grants.pop(filter, None) is not None
+        if found:
+            self._filters_changed()
+        return found
+
+    def restore_grants(self, grants: list[Grant]) -> None:
+        """Take over the subscriptions of an earlier run."""
+        self.grants = {grant.filter: grant for grant in grants}
+        self._filters_changed()
+
+    def _filters_changed(self) -> None:
+        self._matches.clear()
+        self._accepts = compile_filters(tuple(self.grants))
+        if self._cursor is not None:
+            position = self._cursor.position
+            self._cursor.close()
+            self._cursor = self._host.log.cursor(position, self._accepts, self.pump)
+            if self.connection is not None:
+                self.connection.hungry()
+
+    def _match(self, topic: str) -> Delivery[Session] | None:
+        found = self._matches.get(topic)
+        if found is None and topic not in self._matches:
+            if len(self._matches) >= _MATCHES_KEPT:
+                self._matches.clear()
+            found = merge(self, [g for g in self.grants.values() if matches(g.filter, topic)])
+            self._matches[topic] = found
+        return found
+
+    # -- outbound messages
+
+    def give(self, event: Event, delivery: Delivery[Session]) -> None:
+        """One event for a live session, in log order or early."""
+        connection = self.connection
+        assert connection is not None
+        qos = delivery.qos if delivery.qos < event.qos else event.qos
+        if connection.blocked or connection.pending >= connection.limit or (qos and self.slots <= 0):
+            self._fall_behind(event)
+        elif delivery.plain and not event.expires and not connection.max_packet_size:
+            head, tail = self._host.frames.frame(event, self.v5, qos, False)
+            if qos == 0:
+                connection.send_publish(head, tail)
+            else:
+                self._send_numbered(event.seq, qos, head, tail)
+        else:
+            self._deliver(event, delivery)
+
+    def give_retained(self, event: Event, grant: Grant) -> None:
+        """A retained message for a new subscription."""
+        delivery = merge(self, [grant])
+        if self.live:
+            self._fall_behind(None)
+        self._backlog.append((0, event, delivery))
+
+    def pump(self) -> None:
+        """Go on reading the log while there is room; become live where it ends."""
+        connection, cursor = self.connection, self._cursor
+        if connection is None or cursor is None:
+            return
+        while self.slots > 0 and not connection.blocked and connection.pending < connection.limit:
+            if self._backlog:
+                packet_id, event, delivery = self._backlog.popleft()
+                if packet_id:
+                    self._repeat(packet_id, event)
+                elif delivery is not None:
+                    self._deliver(event, delivery, retained=True)
+                continue
+            found = cursor.next()
+            if found is None:
+                if cursor.caught_up:
+                    self._go_live()
+                return
+            self._catch_up(found)
+        cursor.release()
+
+    def _fall_behind(self, event: Event | None) -> None:
+        """Read the log from just before this event; None: from what has committed."""
+        log = self._host.log
+        if event is None or not event.early:
+            self.early_upto = log.last
+        else:
+            self.early_upto = event.seq - 1
+        position = log.committed if event is None or event.early else event.seq - 1
+        self.live = False
+        self._cursor = log.cursor(position, self._accepts, self.pump)
+        assert self.connection is not None
+        self.connection.hungry()
+
+    def _go_live(self) -> None:
+        assert self._cursor is not None
+        self._cursor.close()
+        self._cursor = None
+        self.live = True
+        for event in self._host.log.uncommitted():
+            if event.early and event.seq > self.early_upto and (delivery := self._match(event.topic)) is not None:
+                if event.seq > delivery.since:
+                    self.give(event, delivery)
+                if not self.live:
+                    break
+
+    def _catch_up(self, event: Event) -> None:
+        delivery = self._match(event.topic)
+        if delivery is not None and event.seq <= delivery.since:
+            grants = [g for g in self.grants.values() if g.since < event.seq and matches(g.filter, event.topic)]
+            delivery = merge(self, grants)
+        if delivery is None or (event.early and event.seq <= self.early_upto):
+            return
+        if (event.qos == 0 or delivery.qos == 0) and event.seq <= self.away_upto and not self._host.queue_qos0:
+            self._host.dropped_away += 1
+            return
+        self._deliver(event, delivery, dup=event.seq <= self.dup_upto)
+
+    def _deliver(self, event: Event, delivery: Delivery[Session], *, retained: bool = False, dup: bool = False) -> None:
+        host = self._host
+        if event.expires and event.expires <= host.now:  # [MQTT-3.3.2-5]
+            host.dropped_expired += 1
+            return
+        if delivery.no_local and event.client == self.client_id:
+            if delivery.own is None:
+                return
+            delivery = delivery.own
+        qos = min(event.qos, delivery.qos)
+        retain = event.retain and (retained or delivery.retain_as_published)  # [MQTT-3.3.1-12]
+        if dup or (self.v5 and (event.expires or delivery.identifiers)):
+            head, tail = self._special_frame(event, qos, retain, dup and qos > 0, delivery.identifiers)
+        else:
+            head, tail = host.frames.frame(event, self.v5, qos, retain)
+        if self._fits(head, tail, qos):
+            if qos == 0:
+                assert self.connection is not None
+                self.connection.send_publish(head, tail)
+            else:
+                self._send_numbered(event.seq, qos, head, tail)
+
+    def _repeat(self, packet_id: int, event: Event) -> None:
+        """Send a message again, under the identifier that it has [MQTT-3.3.1-1]."""
+        qos = 1 if packet_id in self.unacked else 2
+        delivery = self._match(event.topic)
+        identifiers = delivery.identifiers if delivery is not None else ()
+        head, tail = self._special_frame(event, qos, False, True, identifiers)
+        assert self.connection is not None
+        if self._fits(head, tail, qos):
+            self.slots -= 1
+            self.connection.send_numbered(head, packet_id, tail)
+        else:
+            self.unacked.pop(packet_id, None)
+            self.unreceived.pop(packet_id, None)
+
+    def _fits(self, head: bytes, tail: bytes, qos: int) -> bool:
+        assert self.connection is not None
+        largest = self.connection.max_packet_size
+        if largest and len(head) + len(tail) + (2 if qos else 0) > largest:  # [MQTT-3.1.2-24], [MQTT-3.1.2-25]
+            self._host.dropped_oversized += 1
+            return False
+        return True
+
+    def _special_frame(
+        self, event: Event, qos: int, retain: bool, dup: bool, identifiers: tuple[int, ...]
+    ) -> tuple[bytes, bytes]:
+        first = 0x30 | dup << 3 | qos << 1 | retain
+        tail = event.payload
+        if self.v5:
+            properties = event.properties
+            if event.expires:  # [MQTT-3.3.2-6]
+                left = max(1, (event.expires - self._host.now) // 1_000_000)
+                properties += encode_properties(((Property.MESSAGE_EXPIRY_INTERVAL, left),))
+            if identifiers:
+                properties += encode_properties(tuple((Property.SUBSCRIPTION_IDENTIFIER, i) for i in identifiers))
+            tail = encode_varint(len(properties)) + properties + tail
+        return self._host.frames.build(event.topic, first, qos, tail)
+
+    def _send_numbered(self, seq: int, qos: int, head: bytes, tail: bytes) -> None:
+        packet_id = self._next_id
+        unacked = self.unacked
+        while packet_id in unacked or packet_id in self.unreceived or packet_id in self.uncompleted:
+            packet_id = packet_id % 65535 + 1  # [MQTT-2.2.1-4]
+        self._next_id = packet_id % 65535 + 1
+        self.slots -= 1
+        connection = self.connection
+        assert connection is not None
+        if qos == 1:
+            unacked[packet_id] = seq
+            if self.expiry and not self.dirty:
+                self._host.changed(self)
+            connection.send_numbered(head, packet_id, tail)
+            return
+        self.unreceived[packet_id] = seq
+        if self.expiry:
+            self._host.checkpoint(self)
+            self._host.after_commit(connection, head + packet_id.to_bytes(2) + tail)
+        else:
+            connection.send_numbered(head, packet_id, tail)
+
+    # -- what the client acknowledges
+
+    def on_puback(self, packet_id: int) -> None:
+        """QoS 1: the client has it."""
+        if self.unacked.pop(packet_id, None) is not None:
+            self._give_slot_back()
+
+    def on_pubrec(self, packet_id: int, reason: int) -> None:
+        """QoS 2: the client has it, or (reason of 0x80 and above) does not want it."""
+        connection = self.connection
+        assert connection is not None
+        if reason >= 0x80:
+            if self.unreceived.pop(packet_id, None) is not None:
+                self._give_slot_back()
+            return
+        seq = self.unreceived.pop(packet_id, None)
+        if seq is not None:
+            self.uncompleted[packet_id] = seq
+        elif packet_id not in self.uncompleted:
+            unknown = packet_id.to_bytes(2)
+            connection.send(b"\x62\x03" + unknown + b"\x92" if self.v5 else b"\x62\x02" + unknown)
+            return
+        pubrel = b"\x62\x02" + packet_id.to_bytes(2)  # [MQTT-4.3.3-4]
+        if self.expiry:
+            self._host.checkpoint(self)
+            self._host.after_commit(connection, pubrel)
+        else:
+            connection.send(pubrel)
+
+    def on_pubcomp(self, packet_id: int) -> None:
+        """QoS 2: done; the identifier is free."""
+        if self.uncompleted.pop(packet_id, None) is not None:
+            self._give_slot_back()
+
+    def _give_slot_back(self) -> None:
+        if self.slots < self.window:
+            self.slots += 1
+        if self.expiry and not self.dirty:
+            self._host.changed(self)

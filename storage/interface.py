@@ -1,0 +1,303 @@
+"""What every writer and reader of the log agrees on. No engine in it.
+
+The rules:
+
+1. Every accepted PUBLISH becomes one `Event` with the next sequence number (`seq`), counted from 1.
+2. What is written together is one `Group`: its events and its rows of state commit in one transaction, or not at all.
+3. One group commits at a time, in the order of its events. `Log.committed` is the seq up to which the log can be read.
+4. A reader is a `Cursor`: a position, and a filter. Everything up to its position it has taken. It never notices
+   whether an event came from the engine or from memory.
+5. An `Engine` keeps groups and gives them back. It is called from worker threads only, and blocks.
+
+An event whose durability is `MEMORY` takes its place in the same order but never reaches the engine: it lives in the
+log's bounded ring in memory. Sequence numbers may have gaps (refused groups, memory events of an earlier run).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Final, Protocol
+
+MEMORY: Final = 0
+"""Durability: kept in a bounded ring in memory, gone with the process."""
+OS: Final = 1
+"""Durability: committed without an fsync; survives the death of the process, not of the machine."""
+FSYNC: Final = 2
+"""Durability: committed and fsynced."""
+
+DURABILITY: Final = {"memory": MEMORY, "os": OS, "fsync": FSYNC}
+
+
+@dataclass(slots=True)
+class Event:
+    """One accepted PUBLISH. Treat it as frozen: readers share it by reference.
+
+    `ts` is the time of ingest and `expires` the end of the message expiry interval (0: never), both in microseconds
+    since the Unix epoch; `ts` never decreases along the log. `properties` are the MQTT 5 properties that travel with
+    the message, in wire encoding without their length. `client` is the publisher's client identifier.
+    """
+
+    seq: int
+    ts: int
+    topic: str
+    payload: bytes
+    qos: int
+    retain: bool
+    client: str
+    properties: bytes
+    expires: int
+    durability: int
+
+    @property
+    def early(self) -> bool:
+        """Whether subscribers get it at once, before any commit: nobody was promised that it is kept."""
+        return self.qos == 0 or self.durability == MEMORY
+
+
+Value = int | str | bytes | None
+Row = tuple[Value, ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Table:
+    """A table of state beside the log: key columns and value columns, each `name TYPE` in SQLite's words."""
+
+    name: str
+    key: tuple[str, ...]
+    values: tuple[str, ...]
+
+
+META = Table("meta", ("name TEXT",), ("value TEXT",))
+SESSIONS = Table(
+    "sessions",
+    ("client_id TEXT",),
+    (
+        "version INTEGER",
+        "expiry INTEGER",  # session expiry interval in s; 0xFFFFFFFF: never
+        "connected INTEGER",  # 1 while a connection holds it: after a crash this tells which were live
+        "ended INTEGER",  # when the connection ended, µs since the epoch; 0 while connected
+        "position INTEGER",  # every event up to this seq was given, is in `inflight`, or did not match
+        "inflight BLOB",  # outbound, unacknowledged: packed (packet id, stage, seq)
+        "received BLOB",  # inbound QoS 2 packet identifiers awaiting PUBREL
+    ),
+)
+SUBSCRIPTIONS = Table(
+    "subscriptions",
+    ("client_id TEXT", "filter TEXT"),
+    ("options INTEGER", "identifier INTEGER", "since INTEGER"),
+)
+WILLS = Table(
+    "wills",
+    ("client_id TEXT",),
+    (
+        "due INTEGER",  # µs since the epoch; 0 while the client is connected
+        "delay INTEGER",  # s
+        "topic TEXT",
+        "payload BLOB",
+        "qos INTEGER",
+        "retain INTEGER",
+        "properties BLOB",
+    ),
+)
+RETAINED = Table(
+    "retained",
+    ("topic TEXT",),
+    (
+        "seq INTEGER",
+        "ts INTEGER",
+        "payload BLOB",
+        "qos INTEGER",
+        "client TEXT",
+        "properties BLOB",
+        "expires INTEGER",
+    ),
+)
+CURSORS = Table("cursors", ("name TEXT",), ("position INTEGER",))
+STATE = Table("processor_state", ("processor TEXT", "partition INTEGER", "key TEXT"), ("value BLOB",))
+
+TABLES: Final = (META, SESSIONS, SUBSCRIPTIONS, WILLS, RETAINED, CURSORS, STATE)
+
+
+class StorageError(Exception):
+    """The engine can't do it; the message says what was done, to which path, why it failed and what to do now."""
+
+
+class StorageFull(StorageError):
+    """No room. Nothing of the group was kept; the same group may be tried again."""
+
+
+class StorageFailed(StorageError):
+    """A write or an fsync failed. Nothing later can be trusted to last; the engine accepts no further group."""
+
+
+class Group:
+    """What commits together: events in order, and rows of state, where the last change of a key wins."""
+
+    __slots__ = ("durability", "events", "state", "weight")
+
+    def __init__(self) -> None:
+        self.events: list[Event] = []
+        self.state: dict[Table, dict[Row, Row | None]] = {}
+        self.durability = MEMORY
+        """The most that anything in it asks for: MEMORY reaches no engine, FSYNC waits for the disk."""
+        self.weight = 0
+        """Bytes it holds in memory, roughly: what bounds a group."""
+
+    def put(self, table: Table, key: Row, values: Row) -> None:
+        """Insert or replace one row."""
+        self._change(table, key, values)
+
+    def delete(self, table: Table, key: Row) -> None:
+        """Delete one row, where there is one."""
+        self._change(table, key, None)
+
+    def _change(self, table: Table, key: Row, values: Row | None) -> None:
+        if self.durability < OS:
+            self.durability = OS
+        self.state.setdefault(table, {})[key] = values
+
+    def __bool__(self) -> bool:
+        return self.durability > MEMORY or bool(self.events)
+
+
+Accepts = Callable[[str], bool]
+"""A filter over topic names. Called from worker threads too: it must not change anything it shares."""
+
+
+class Engine(Protocol):
+    """Keeps groups and gives them back. Every call blocks. `commit` comes from one thread, `read` from another."""
+
+    def commit(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
+        """Keep all of it in one transaction; with `sync`, on the disk itself, before returning.
+
+        Events with durability MEMORY are skipped.
+
+        Raises:
+            StorageFull: no room; nothing of it was kept.
+            StorageFailed: this and every later call fails.
+        """
+
+    def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
+        """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked.
+
+        One call looks at a bounded stretch: an empty list with a seq below `upto` means "go on from there".
+        """
+
+    def get(self, seqs: Sequence[int]) -> list[Event]:
+        """The events with these seqs that are still kept, in order."""
+
+    def rows(self, table: Table) -> list[Row]:
+        """Every row of a table: key columns, then value columns."""
+
+    def last(self) -> int:
+        """The highest seq that was ever committed; 0 for a new log."""
+
+    def last_ts(self) -> int:
+        """The time of the last committed event; 0 for a new log."""
+
+    def close(self) -> None:
+        """Give back every resource. Committed groups stay."""
+
+
+class Worker(Protocol):
+    """Runs blocking calls one after another, away from the loop, and hands each result back to the loop."""
+
+    def submit(self, work: Callable[[], object], done: Callable[[object, BaseException | None], None]) -> None:
+        """Run `work`; then call `done(result, None)` or `done(None, error)` on the loop."""
+
+    def close(self) -> None:
+        """Finish what was submitted, then end."""
+
+
+class Cursor(Protocol):
+    """One reader's place in the log."""
+
+    position: int
+    """Every event up to this seq was taken or did not match."""
+
+    def next(self) -> Event | None:
+        """The next event that matches, or None where none is at hand; `wake` is then called once there may be one."""
+
+    def batch(self, limit: int) -> list[Event]:
+        """The next events that match, at most `limit`; an empty list means what None means to `next`."""
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the position has reached the last committed event."""
+
+    def seek(self, position: int) -> None:
+        """Go on after this seq."""
+
+    def release(self) -> None:
+        """Hold no events in memory until the next call: for a reader that can take no more for now."""
+
+    def close(self) -> None:
+        """Never wake again."""
+
+
+class Listener(Protocol):
+    """Who is told of what becomes of groups: the hub."""
+
+    def sealing(self, group: Group) -> None:
+        """The open group is about to be handed to the engine: add what must go with it."""
+
+    def committed(self, group: Group) -> None:
+        """All of it is kept as was asked."""
+
+    def refused(self, group: Group, error: StorageError) -> None:
+        """Nothing of it is kept. It is the open group again; take out of it what need not be tried again."""
+
+
+class Log(Protocol):
+    """The log as the loop sees it. Nothing here blocks but `rows`, which is for the start."""
+
+    open: Group
+    last: int
+    """The seq given out last."""
+    committed: int
+    """The seq up to which cursors may read."""
+    last_ts: int
+    """The time of the last event, µs since the epoch."""
+    failure: StorageError | None
+    """Why nothing can be stored at the moment; None while all is well."""
+    listener: Listener
+
+    @property
+    def busy(self) -> bool:
+        """Whether a group is on its way to the engine."""
+
+    def append(
+        self,
+        ts: int,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,
+        client: str,
+        properties: bytes,
+        expires: int,
+        durability: int,
+    ) -> Event:
+        """Add one event to the open group and give it its seq. Nothing is kept before the group commits."""
+
+    def flush(self) -> None:
+        """Hand the open group over, unless one is on its way; then it goes with the next turn of the writer."""
+
+    def retry(self) -> None:
+        """Try a refused group again; a failed engine is never tried again."""
+
+    def uncommitted(self) -> Iterable[Event]:
+        """The events of the group on its way and of the open one, in order."""
+
+    def horizon(self, now: int) -> int:
+        """No event that is still to be committed will have a `ts` below this."""
+
+    def cursor(self, position: int, accepts: Accepts | None, wake: Callable[[], None]) -> Cursor:
+        """A reader of every event after `position` whose topic is accepted (None: all)."""
+
+    def get(self, seqs: Sequence[int], done: Callable[[list[Event]], None]) -> None:
+        """Call `done` on the loop with those of these events that are still kept, in order."""
+
+    def rows(self, table: Table) -> list[Row]:
+        """Every row of a table, as committed. Blocks."""

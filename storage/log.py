@@ -1,0 +1,381 @@
+"""The log as the loop sees it: groups on their way to the engine, and cursors over what has committed.
+
+The rules:
+
+1. Events get their seq when they are appended. The open group gathers everything that arrives while the group before it
+   is on its way to the engine; one group is on its way at a time.
+2. A committed group becomes a chunk of the ring, by reference, in log order. The ring is bounded by bytes and drops
+   its oldest chunks; a cursor that is further behind reads from the engine, up to where the ring begins, and then goes
+   on in the ring. Both hold the same events under the same seqs, so there is no seam.
+3. A group that the engine refuses is the open group again, with what has arrived since. `retry` tries it anew.
+4. A group of which nothing is to be kept (memory events alone) commits without the engine, in its turn.
+"""
+
+from __future__ import annotations
+
+import logging
+from bisect import bisect_right
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
+from operator import attrgetter
+from typing import Final
+
+from storage.interface import (
+    FSYNC,
+    MEMORY,
+    Accepts,
+    Engine,
+    Event,
+    Group,
+    Listener,
+    Row,
+    StorageError,
+    StorageFailed,
+    Table,
+    Worker,
+)
+
+READ_LIMIT: Final = 500
+"""Events that one read from the engine brings at most."""
+EVENT_BYTES: Final = 300
+"""What an event weighs in memory beside its payload."""
+
+_seq = attrgetter("seq")
+_last = attrgetter("last")
+_logger = logging.getLogger("berm.storage")
+
+
+class _Chunk:
+    """A committed group's events, as the ring holds them."""
+
+    __slots__ = ("events", "last", "weight")
+
+    def __init__(self, events: list[Event], weight: int) -> None:
+        self.events = events
+        self.last = events[-1].seq
+        self.weight = weight
+
+
+class _Silent:
+    """The listener of a log that nobody listens to."""
+
+    def sealing(self, group: Group) -> None:
+        """Add nothing."""
+
+    def committed(self, group: Group) -> None:
+        """Tell nobody."""
+
+    def refused(self, group: Group, error: StorageError) -> None:
+        """Try all of it again."""
+
+
+class Log:
+    """The log over one engine. Every call comes from the loop's thread.
+
+    `writer` and `reader` run the engine's blocking calls; `memory_bytes` bounds the ring.
+    """
+
+    def __init__(self, engine: Engine, writer: Worker, reader: Worker, memory_bytes: int = 16 << 20) -> None:
+        self.engine = engine
+        self.listener: Listener = _Silent()
+        self.open = Group()
+        self.last = engine.last()
+        self.last_ts = engine.last_ts()
+        self.committed = self.last
+        self.failure: StorageError | None = None
+        self.evicted = 0
+        """Events with durability MEMORY that have left the ring, and with it the log."""
+        self._writer = writer
+        self._reader = reader
+        self._flying: Group | None = None
+        self._ring: deque[_Chunk] = deque()
+        self._ring_base = self.last
+        self._ring_weight = 0
+        self._memory_bytes = memory_bytes
+        self._waiting: set[LogCursor] = set()
+        self._drained: Callable[[], None] | None = None
+
+    @property
+    def busy(self) -> bool:
+        """Whether a group is on its way to the engine."""
+        return self._flying is not None
+
+    def append(
+        self,
+        ts: int,
+        topic: str,
+        payload: bytes,
+        qos: int,
+        retain: bool,
+        client: str,
+        properties: bytes,
+        expires: int,
+        durability: int,
+    ) -> Event:
+        """Add one event to the open group and give it its seq. `ts` that runs backwards is held at the last one."""
+        if ts < self.last_ts:
+            ts = self.last_ts
+        self.last_ts = ts
+        self.last = seq = self.last + 1
+        event = Event(seq, ts, topic, payload, qos, retain, client, properties, expires, durability)
+        group = self.open
+        group.events.append(event)
+        group.weight += EVENT_BYTES + len(payload)
+        if durability > group.durability:
+            group.durability = durability
+        return event
+
+    def flush(self) -> None:
+        """Hand the open group over, unless one is on its way or the engine takes none."""
+        if self._flying is None and self.failure is None and self.open:
+            self._seal()
+
+    def retry(self) -> None:
+        """Try a refused group again; a failed engine is never tried again."""
+        if self.failure is not None and not isinstance(self.failure, StorageFailed) and self._flying is None:
+            if self.open:
+                self._seal()
+            else:
+                self.failure = None
+
+    def drain(self, done: Callable[[], None]) -> None:
+        """Call `done` once nothing is on its way any more: everything has committed, or can't."""
+        self._drained = done
+        self.flush()
+        self._check_drained()
+
+    def uncommitted(self) -> Iterable[Event]:
+        """The events of the group on its way and of the open one, in order."""
+        return chain(self._flying.events if self._flying else (), self.open.events)
+
+    def horizon(self, now: int) -> int:
+        """No event that is still to be committed will have a `ts` below this."""
+        for event in self.uncommitted():
+            return event.ts
+        return max(now, self.last_ts)
+
+    def cursor(self, position: int, accepts: Accepts | None, wake: Callable[[], None]) -> LogCursor:
+        """A reader of every event after `position` whose topic is accepted (None: all)."""
+        return LogCursor(self, position, accepts, wake)
+
+    def get(self, seqs: Sequence[int], done: Callable[[list[Event]], None]) -> None:
+        """Call `done` with those of these events that are still kept, in order: at once where memory has them all."""
+        found: list[Event] = []
+        missing: list[int] = []
+        for seq in seqs:
+            event = self._remembered(seq)
+            if event is not None:
+                found.append(event)
+            elif seq <= self._ring_base:
+                missing.append(seq)
+        if not missing:
+            done(sorted(found, key=_seq))
+            return
+
+        def loaded(result: object, error: BaseException | None) -> None:
+            if error is not None:
+                _logger.error("cannot read %d events back: %s", len(missing), error)
+            events = result if isinstance(result, list) else []
+            done(sorted(found + events, key=_seq))
+
+        self._reader.submit(lambda: self.engine.get(missing), loaded)
+
+    def rows(self, table: Table) -> list[Row]:
+        """Every row of a table, as committed. Blocks: for the start."""
+        return self.engine.rows(table)
+
+    def _seal(self) -> None:
+        group = self.open
+        self.listener.sealing(group)
+        self.open = Group()
+        if group.durability == MEMORY:
+            self._complete(group)
+            return
+        self._flying = group
+        sync = group.durability == FSYNC
+        self._writer.submit(lambda: self.engine.commit(group.events, group.state, sync), self._written)
+
+    def _written(self, _: object, error: BaseException | None) -> None:
+        group = self._flying
+        assert group is not None
+        self._flying = None
+        if error is None:
+            self.failure = None
+            self._complete(group)
+        elif isinstance(error, StorageError):
+            self._refuse(group, error)
+        else:
+            raise error
+        self._check_drained()
+
+    def _complete(self, group: Group) -> None:
+        if group.events:
+            chunk = _Chunk(group.events, group.weight)
+            self._ring.append(chunk)
+            self._ring_weight += chunk.weight
+            self.committed = chunk.last
+            self._trim()
+        self.listener.committed(group)
+        if group.events and self._waiting:
+            waiting, self._waiting = self._waiting, set()
+            for cursor in waiting:
+                cursor.wake()
+        self.flush()
+
+    def _refuse(self, group: Group, error: StorageError) -> None:
+        newer = self.open
+        group.events += newer.events
+        for table, rows in newer.state.items():
+            group.state.setdefault(table, {}).update(rows)
+        group.durability = max(group.durability, newer.durability)
+        group.weight += newer.weight
+        self.open = group
+        self.failure = error
+        self.listener.refused(group, error)
+
+    def _trim(self) -> None:
+        ring = self._ring
+        while self._ring_weight > self._memory_bytes and len(ring) > 1:
+            chunk = ring.popleft()
+            self._ring_weight -= chunk.weight
+            self._ring_base = chunk.last
+            for event in chunk.events:
+                if event.durability == MEMORY:
+                    self.evicted += 1
+
+    def _find(self, position: int) -> _Chunk | None:
+        """The chunk that holds the first event after `position`, or None where only the engine has it."""
+        if position < self._ring_base:
+            return None
+        ring = self._ring
+        return ring[bisect_right(ring, position, key=_last)]
+
+    def _remembered(self, seq: int) -> Event | None:
+        if not self._ring_base < seq <= self.committed:
+            return None
+        chunk = self._find(seq - 1)
+        assert chunk is not None
+        index = bisect_right(chunk.events, seq - 1, key=_seq)
+        event = chunk.events[index]
+        return event if event.seq == seq else None
+
+    def _check_drained(self) -> None:
+        if self._drained is not None and self._flying is None and (self.failure is not None or not self.open):
+            done, self._drained = self._drained, None
+            done()
+
+
+class LogCursor:
+    """A place in the log. It holds one chunk, or one batch that the engine brought, at a time."""
+
+    __slots__ = (
+        "_accepts",
+        "_closed",
+        "_end",
+        "_events",
+        "_index",
+        "_loading",
+        "_log",
+        "_ticket",
+        "position",
+        "wake",
+    )
+
+    def __init__(self, log: Log, position: int, accepts: Accepts | None, wake: Callable[[], None]) -> None:
+        self.position = position
+        self.wake = wake
+        self._log = log
+        self._accepts = accepts
+        self._events: Sequence[Event] = ()
+        self._index = 0
+        self._end = 0
+        self._loading = False
+        self._ticket = 0
+        """Numbers the reads: one that `seek` has overtaken is thrown away."""
+        self._closed = False
+
+    def next(self) -> Event | None:
+        """The next event that matches, or None; then `wake` is called once there may be one."""
+        accepts = self._accepts
+        while True:
+            events = self._events
+            for index in range(self._index, len(events)):
+                event = events[index]
+                if accepts is None or accepts(event.topic):
+                    self._index = index + 1
+                    self.position = event.seq
+                    return event
+            if self._end > self.position:
+                self.position = self._end
+            if not self._load():
+                return None
+
+    def batch(self, limit: int) -> list[Event]:
+        """The next events that match, at most `limit`; empty means what None means to `next`."""
+        found: list[Event] = []
+        while len(found) < limit and (event := self.next()) is not None:
+            found.append(event)
+        return found
+
+    @property
+    def caught_up(self) -> bool:
+        """Whether the position has reached the last committed event."""
+        return self.position >= self._log.committed
+
+    def seek(self, position: int) -> None:
+        """Go on after this seq."""
+        self.release()
+        self._loading = False
+        self.position = position
+
+    def release(self) -> None:
+        """Hold no events in memory until the next call."""
+        self._events = ()
+        self._index = 0
+        self._end = 0
+
+    def close(self) -> None:
+        """Never wake again."""
+        self.release()
+        self._closed = True
+        self._log._waiting.discard(self)
+
+    def _load(self) -> bool:
+        log = self._log
+        self.release()
+        if self._closed or self._loading:
+            return False
+        if self.position >= log.committed:
+            log._waiting.add(self)
+            return False
+        chunk = log._find(self.position)
+        if chunk is None:
+            self._read(log._ring_base)
+            return False
+        events = chunk.events
+        self._events = events
+        self._index = 0 if events[0].seq > self.position else bisect_right(events, self.position, key=_seq)
+        self._end = chunk.last
+        return True
+
+    def _read(self, upto: int) -> None:
+        log = self._log
+        self._loading = True
+        self._ticket = ticket = self._ticket + 1
+        position, accepts = self.position, self._accepts
+
+        def loaded(result: object, error: BaseException | None) -> None:
+            if self._closed or not self._loading or self._ticket != ticket:
+                return
+            self._loading = False
+            if error is not None:
+                _logger.error("cannot read the log after seq %d, trying again at the next event: %s", position, error)
+                log._waiting.add(self)
+                return
+            assert isinstance(result, tuple)
+            self._events, self._end = result
+            self._index = 0
+            self.wake()
+
+        log._reader.submit(lambda: log.engine.read(position, upto, READ_LIMIT, accepts), loaded)
