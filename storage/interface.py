@@ -166,7 +166,7 @@ Accepts = Callable[[str], bool]
 
 
 class Engine(Protocol):
-    """Keeps groups and gives them back. Every call blocks. `commit` comes from one thread, `read` from another."""
+    """Keeps groups and gives them back. Every call blocks. Writing comes from one thread, reading from another."""
 
     def commit(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
         """Keep all of it in one transaction; with `sync`, on the disk itself, before returning.
@@ -177,6 +177,9 @@ class Engine(Protocol):
             StorageFull: no room; nothing of it was kept.
             StorageFailed: this and every later call fails.
         """
+
+    def upkeep(self) -> None:
+        """Whatever must be done from time to time, for as long as no group waits. Called after each commit."""
 
     def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
         """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked.
@@ -203,8 +206,13 @@ class Engine(Protocol):
 class Worker(Protocol):
     """Runs blocking calls one after another, away from the loop, and hands each result back to the loop."""
 
-    def submit(self, work: Callable[[], object], done: Callable[[object, BaseException | None], None]) -> None:
-        """Run `work`; then call `done(result, None)` or `done(None, error)` on the loop."""
+    def submit(
+        self,
+        work: Callable[[], object],
+        done: Callable[[object, BaseException | None], None],
+        after: Callable[[], None] | None = None,
+    ) -> None:
+        """Run `work`; then have `done(result, None)` or `done(None, error)` called on the loop, and run `after`."""
 
     def close(self) -> None:
         """Finish what was submitted, then end."""

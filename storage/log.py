@@ -9,6 +9,9 @@ The rules:
    on in the ring. Both hold the same events under the same seqs, so there is no seam.
 3. A group that the engine refuses is the open group again, with what has arrived since. `retry` tries it anew.
 4. A group of which nothing is to be kept (memory events alone) commits without the engine, in its turn.
+5. A seq means one event for ever, also one that a crash took back after somebody had seen it (those kept in memory, or
+   not fsynced). So seqs are reserved ahead, in a row that is fsynced before the first of them can be read; a log that
+   was not drained goes on above all that were reserved, and the seqs between are a gap.
 """
 
 from __future__ import annotations
@@ -24,6 +27,7 @@ from typing import Final
 from storage.interface import (
     FSYNC,
     MEMORY,
+    META,
     Accepts,
     Engine,
     Event,
@@ -38,8 +42,13 @@ from storage.interface import (
 
 READ_LIMIT: Final = 500
 """Events that one read from the engine brings at most."""
+RESERVED: Final = 1 << 16
+"""Seqs that are reserved at a time."""
 EVENT_BYTES: Final = 300
 """What an event weighs in memory beside its payload."""
+
+_RESERVATION: Final = ("reserved",)
+"""The row of META that says up to where seqs may have been given out."""
 
 _seq = attrgetter("seq")
 _last = attrgetter("last")
@@ -55,6 +64,10 @@ class _Chunk:
         self.events = events
         self.last = events[-1].seq
         self.weight = weight
+
+
+def _reservation(engine: Engine) -> int:
+    return next((int(value) for name, value in engine.rows(META) if (name,) == _RESERVATION and value), 0)
 
 
 class _Silent:
@@ -80,7 +93,8 @@ class Log:
         self.engine = engine
         self.listener: Listener = _Silent()
         self.open = Group()
-        self.last = engine.last()
+        self._reserved = max(engine.last(), _reservation(engine))
+        self.last = self._reserved
         self.last_ts = engine.last_ts()
         self.committed = self.last
         self.failure: StorageError | None = None
@@ -140,8 +154,9 @@ class Log:
                 self.failure = None
 
     def drain(self, done: Callable[[], None]) -> None:
-        """Call `done` once nothing is on its way any more: everything has committed, or can't."""
+        """Call `done` once nothing is on its way any more: everything has committed, or can't. For the end."""
         self._drained = done
+        self._reserve(self.last)
         self.flush()
         self._check_drained()
 
@@ -188,13 +203,21 @@ class Log:
     def _seal(self) -> None:
         group = self.open
         self.listener.sealing(group)
+        if self.last > self._reserved:
+            self._reserve(self.last + RESERVED)
         self.open = Group()
         if group.durability == MEMORY:
             self._complete(group)
             return
         self._flying = group
         sync = group.durability == FSYNC
-        self._writer.submit(lambda: self.engine.commit(group.events, group.state, sync), self._written)
+        engine = self.engine
+        self._writer.submit(lambda: engine.commit(group.events, group.state, sync), self._written, engine.upkeep)
+
+    def _reserve(self, upto: int) -> None:
+        self._reserved = upto
+        self.open.put(META, _RESERVATION, (str(upto),))
+        self.open.durability = FSYNC
 
     def _written(self, _: object, error: BaseException | None) -> None:
         group = self._flying

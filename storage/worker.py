@@ -8,6 +8,7 @@ from functools import partial
 from queue import SimpleQueue
 
 Done = Callable[[object, BaseException | None], None]
+After = Callable[[], None] | None
 Post = Callable[[Callable[[], object]], object]
 
 
@@ -19,13 +20,13 @@ class ThreadWorker:
 
     def __init__(self, name: str, post: Post) -> None:
         self._post = post
-        self._queue: SimpleQueue[tuple[Callable[[], object], Done] | None] = SimpleQueue()
+        self._queue: SimpleQueue[tuple[Callable[[], object], Done, After] | None] = SimpleQueue()
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         self._thread.start()
 
-    def submit(self, work: Callable[[], object], done: Done) -> None:
-        """Run `work` in the thread, then `done(result, error)` on the loop."""
-        self._queue.put((work, done))
+    def submit(self, work: Callable[[], object], done: Done, after: After = None) -> None:
+        """Run `work` in the thread, then `done(result, error)` on the loop, and beside that `after` in the thread."""
+        self._queue.put((work, done, after))
 
     def close(self) -> None:
         """Finish what was submitted, then end the thread. Blocks until then."""
@@ -34,10 +35,12 @@ class ThreadWorker:
 
     def _run(self) -> None:
         while (item := self._queue.get()) is not None:
-            work, done = item
+            work, done, after = item
             try:
                 result = work()
             except Exception as error:  # noqa: BLE001 - handed over, with its stack, to whoever asked
                 self._post(partial(done, None, error))
             else:
                 self._post(partial(done, result, None))
+            if after is not None:
+                after()

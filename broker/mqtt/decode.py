@@ -141,7 +141,7 @@ def _will(reader: Reader, flags: int, version: int) -> Will:
 
 def _connack(reader: Reader, first: int, version: int) -> Packet:
     flags = reader.byte()
-    if flags > 1:  # [MQTT-3.2.2-1]
+    if flags > (version > 3):  # [MQTT-3.2.2-1]
         raise ProtocolError(Reason.MALFORMED_PACKET, "reserved CONNACK flag is set")
     code = reader.byte()
     if version == 5:

@@ -1,0 +1,406 @@
+"""Every setting of a node: one table of names, defaults, bounds and one line of help each.
+
+The rules:
+
+1. What is written here is the only place where a setting is defined: `config/berm.toml`, `docs/settings.md` and the
+   texts of errors are made from it.
+2. Settings are read once, checked whole, and never change afterwards. What isn't known is refused, never ignored.
+3. A value has the type that TOML gave it: nothing is converted, so `port = "1883"` is an error.
+4. Sizes are in bytes, times in seconds.
+"""
+
+from __future__ import annotations
+
+import socket
+import tomllib
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Final, Literal
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, ValidationInfo, field_validator
+from pydantic_core import PydanticCustomError
+
+from broker.mqtt.errors import ProtocolError
+from broker.mqtt.topic import SHARE, validate_filter
+
+KIB: Final = 1 << 10
+MIB: Final = 1 << 20
+GIB: Final = 1 << 30
+LARGEST_PACKET: Final = 268_435_460
+"""Bytes of the largest packet that MQTT can express: five of fixed header and a full Remaining Length."""
+FOREVER: Final = 0xFFFFFFFF
+"""A session expiry interval that never ends, in s."""
+
+SEARCHED: Final = (Path("berm.toml"), Path("/etc/berm/berm.toml"))
+"""Where the configuration file is looked for when none is named, first to last."""
+
+
+class SettingsError(Exception):
+    """The settings can't be used; `problems` has one line for each reason, and so has the message."""
+
+    def __init__(self, problems: Sequence[str]) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = tuple(problems)
+
+
+@dataclass(frozen=True, slots=True)
+class Allowed:
+    """What a value may be, in words, where its type and bounds don't say it."""
+
+    words: str
+
+
+@dataclass(frozen=True, slots=True)
+class Unset:
+    """What is used where the setting is not given, in words, where the default can't be written down."""
+
+    words: str
+
+
+def _check_filter(value: str) -> str:
+    try:
+        validate_filter(value)
+    except ProtocolError as error:
+        raise ValueError(str(error)) from None
+    if value.startswith(SHARE):
+        raise ValueError("a shared subscription; give the filter behind it")
+    return value
+
+
+def _check_name(value: str) -> str:
+    if not value or len(value.encode()) > 255 or not value.isprintable() or any(each in value for each in "/+#"):
+        raise ValueError("not a name")
+    return value
+
+
+def _check_prefix(value: str) -> str:
+    if any(each in value for each in "+#\0"):
+        raise ValueError("it has a wildcard or U+0000 in it")
+    return value
+
+
+def _host_name() -> str:
+    return socket.gethostname() or "berm"
+
+
+Name = Annotated[
+    str, AfterValidator(_check_name), Allowed("text of 1 to 255 bytes, printable, without `/`, `+` and `#`")
+]
+Filter = Annotated[str, AfterValidator(_check_filter), Allowed("a topic filter such as `plant/+/temperature`")]
+Prefix = Annotated[str, AfterValidator(_check_prefix), Allowed("text without `+`, `#` and U+0000")]
+Host = Annotated[str, Field(min_length=1), Allowed("a host name or an address")]
+File = Annotated[Path, Field(strict=False), Allowed("a path")]
+
+
+class Section(BaseModel):
+    """What all sections have in common."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class NodeSection(Section):
+    """Who this node is."""
+
+    name: Annotated[Name, Unset("the host's name")] = Field(
+        default_factory=_host_name, description="what the node calls itself towards the cloud", examples=["edge-7"]
+    )
+
+
+class DurabilityRule(Section):
+    """How much is kept of which topics, before anything is acknowledged. The first rule that matches wins.
+
+    Where none does: `fsync` for QoS 1 and 2, `os` for QoS 0.
+    """
+
+    topic: Filter = Field(description="which topics", examples=["plant/+/debug/#"])
+    durability: Literal["fsync", "os", "memory"] = Field(
+        description="fsync: survives a power cut; os: survives the death of the process; memory: a ring in RAM",
+        examples=["memory"],
+    )
+
+
+class StorageSection(Section):
+    """Where the log is, and how much of it is held in memory."""
+
+    path: File = Field(
+        default=Path("data"), description="directory of the log and all other state; relative to the configuration file"
+    )
+    memory_bytes: int = Field(
+        default=16 * MIB,
+        ge=64 * KIB,
+        le=64 * GIB,
+        description="ring of recent events for readers that nearly keep up, and for durability `memory`, in bytes",
+    )
+    group_bytes: int = Field(
+        default=8 * MIB,
+        ge=64 * KIB,
+        le=GIB,
+        description="most that one commit gathers before reading from publishers pauses, in bytes",
+    )
+    rules: tuple[DurabilityRule, ...] = Field(default=(), strict=False, description="durability by topic")
+
+
+class MqttSection(Section):
+    """Where clients connect, and the bounds that they meet."""
+
+    host: Host = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all of IPv4")
+    port: int = Field(default=1883, ge=0, le=65535, description="TCP port to listen on; 0: any free one")
+    max_connections: int = Field(default=10_000, ge=1, le=1_000_000, description="connections at a time")
+    max_packet_size: int = Field(
+        default=MIB, ge=KIB, le=LARGEST_PACKET, description="largest packet taken from a client, in bytes"
+    )
+    receive_maximum: int = Field(
+        default=1000, ge=1, le=65535, description="QoS 1 and 2 publishes that a client may have unacknowledged"
+    )
+    max_inflight: int = Field(
+        default=1000, ge=1, le=65535, description="QoS 1 and 2 publishes unacknowledged on their way to one client"
+    )
+    max_keep_alive: int = Field(
+        default=0, ge=0, le=65535, description="longest keep alive that a client gets, in s; 0: whatever it asks for"
+    )
+    topic_alias_maximum: int = Field(default=16, ge=0, le=65535, description="topic aliases that a client may set")
+    max_session_expiry: int = Field(
+        default=30 * 86400,
+        ge=0,
+        le=FOREVER,
+        description=f"longest that the session of an absent client is kept, in s; {FOREVER}: for ever",
+    )
+    connect_timeout: int = Field(
+        default=10, ge=1, le=3600, description="longest wait for CONNECT on a new connection, in s"
+    )
+    write_buffer: int = Field(
+        default=256 * KIB,
+        ge=4 * KIB,
+        le=GIB,
+        description="unsent bytes that one client may have waiting before it is fed from the log instead",
+    )
+    queue_qos0: bool = Field(
+        default=False, description="whether a client that was away gets the QoS 0 messages that it missed"
+    )
+    max_subscriptions: int = Field(default=1000, ge=1, le=1_000_000, description="subscriptions of one client")
+
+
+class LogSection(Section):
+    """What the node tells on stderr."""
+
+    level: Literal["debug", "info", "warning", "error"] = Field(
+        default="info", description="least important lines that are written"
+    )
+
+
+class ProcessorSection(Section):
+    """A Python file whose functions filter, map and aggregate events."""
+
+    file: File = Field(description="the file; relative to the configuration file", examples=["processors/plant.py"])
+
+
+class RouteSection(Section):
+    """Which topics a bridge forwards. A route is a place in the log: after an outage it goes on where it was."""
+
+    name: Name = Field(
+        description="what the route is called; its place in the log is kept by it", examples=["telemetry"]
+    )
+    topic: Filter = Field(description="which topics", examples=["plant/#"])
+    qos: Literal[0, 1] = Field(default=1, description="highest QoS to send at; 1: each event until it is acknowledged")
+    prefix: Prefix = Field(default="", description="put before each topic that is sent")
+    start: Literal["end", "beginning"] = Field(
+        default="end", description="where a route that has never run begins: with what comes, or with all that is kept"
+    )
+
+
+class BridgeSection(Section):
+    """A connection to another broker, and what is forwarded over it."""
+
+    name: Name = Field(description="what the bridge is called", examples=["cloud"])
+    host: Host = Field(description="the other broker", examples=["broker.example.com"])
+    port: int = Field(default=1883, ge=1, le=65535, description="its TCP port")
+    version: Literal["5", "3.1.1"] = Field(default="5", description="version of MQTT to speak")
+    client_id: Annotated[str, Unset("`<node>-<name>`")] = Field(
+        default="", max_length=65535, description="client identifier to connect with", examples=["edge-7-cloud"]
+    )
+    username: Annotated[str | None, Unset("none")] = Field(
+        default=None, description="user name to connect with", examples=["edge"]
+    )
+    password: Annotated[str | None, Unset("none")] = Field(
+        default=None, repr=False, description="password to connect with", examples=["secret"]
+    )
+    keep_alive: int = Field(default=60, ge=0, le=65535, description="keep alive, in s; 0: none")
+    window: int = Field(default=1000, ge=1, le=65535, description="publishes on their way, not yet acknowledged")
+    window_bytes: int = Field(
+        default=4 * MIB, ge=KIB, le=GIB, description="their size together, in bytes; one may stand out over it"
+    )
+    backoff_min: float = Field(
+        default=0.5, ge=0.01, le=86400, allow_inf_nan=False, description="shortest pause before connecting again, in s"
+    )
+    backoff_max: float = Field(
+        default=30.0, ge=0.01, le=86400, allow_inf_nan=False, description="longest pause before connecting again, in s"
+    )
+    routes: tuple[RouteSection, ...] = Field(min_length=1, strict=False, description="what is forwarded")
+
+    @field_validator("password")
+    @classmethod
+    def check_password(cls, value: str | None, info: ValidationInfo) -> str | None:
+        """MQTT 5 takes a password alone, 3.1.1 does not."""
+        if value is not None and info.data.get("version") == "3.1.1" and info.data.get("username") is None:
+            raise ValueError("MQTT 3.1.1 takes no password without a user name")  # [MQTT-3.1.2-22]
+        return value
+
+    @field_validator("backoff_max")
+    @classmethod
+    def check_backoff(cls, value: float, info: ValidationInfo) -> float:
+        """The longest pause is no shorter than the shortest."""
+        least = info.data.get("backoff_min", 0)
+        if value < least:
+            raise ValueError(f"{value:g} s is shorter than backoff_min, {least:g} s")
+        return value
+
+    @field_validator("routes")
+    @classmethod
+    def check_routes(cls, value: tuple[RouteSection, ...]) -> tuple[RouteSection, ...]:
+        """A route's name is where its place in the log is kept."""
+        _refuse_twins("name", (route.name for route in value))
+        return value
+
+
+class Settings(Section):
+    """All settings of a node."""
+
+    node: NodeSection = Field(default_factory=NodeSection)
+    storage: StorageSection = Field(default_factory=StorageSection)
+    mqtt: MqttSection = Field(default_factory=MqttSection)
+    log: LogSection = Field(default_factory=LogSection)
+    processors: tuple[ProcessorSection, ...] = Field(default=(), strict=False)
+    bridges: tuple[BridgeSection, ...] = Field(default=(), strict=False)
+
+    @field_validator("processors")
+    @classmethod
+    def check_processors(cls, value: tuple[ProcessorSection, ...]) -> tuple[ProcessorSection, ...]:
+        """A file that ran twice would count each event twice."""
+        _refuse_twins("file", (str(processor.file) for processor in value))
+        return value
+
+    @field_validator("bridges")
+    @classmethod
+    def check_bridges(cls, value: tuple[BridgeSection, ...]) -> tuple[BridgeSection, ...]:
+        """A bridge's name is part of where its routes' places in the log are kept."""
+        _refuse_twins("name", (bridge.name for bridge in value))
+        return value
+
+
+def _refuse_twins(key: str, values: Iterable[str]) -> None:
+    seen: set[str] = set()
+    for index, value in enumerate(values):
+        if value in seen:
+            raise PydanticCustomError("twin", "{words}", {"words": "it is given twice", "at": (index, key)})
+        seen.add(value)
+
+
+Raw = dict[str, object]
+"""Tables as tomllib gives them."""
+
+
+def find(path: Path | None) -> Path | None:
+    """The configuration file to read: the one named, or the first of `SEARCHED` that exists, or none."""
+    return path or next((each for each in SEARCHED if each.exists()), None)
+
+
+def load(path: Path | None, overrides: Sequence[str] = ()) -> Settings:
+    """The settings in a TOML file, or the defaults where there is none, with `section.name=value` overrides on top.
+
+    The value of an override is TOML; what is no TOML value is taken as text. Relative paths in the file are relative
+    to its directory, those in overrides to the working directory.
+
+    Raises:
+        SettingsError: the file can't be read or isn't TOML, or a setting is unknown, missing or wrong.
+    """
+    text = "" if path is None else _read(path)
+    raw: Raw = {} if path is None else _parse(path, text)
+    if path is not None:
+        _anchor(raw, path.parent)
+    given: dict[tuple[str | int, ...], str] = {}
+    for override in overrides:
+        keys, tables = _parse_override(override)
+        given[keys] = override
+        _merge(raw, tables)
+    try:
+        settings = Settings.model_validate(raw)
+    except ValidationError as error:
+        from berm.explain import explain  # only a wrong setting needs it
+
+        raise SettingsError(explain(error, path, text, given)) from None
+    return _complete(settings)
+
+
+def _read(path: Path) -> str:
+    try:
+        return path.read_bytes().decode()
+    except FileNotFoundError:
+        raise SettingsError([f"{path}: there is no such file"]) from None
+    except OSError as error:
+        raise SettingsError([f"{path}: cannot be read: {error.strerror}"]) from None
+    except UnicodeDecodeError as error:
+        line = error.object[: error.start].count(b"\n") + 1
+        raise SettingsError([f"{path}:{line}: not UTF-8: {error.reason}"]) from None
+
+
+def _parse(path: Path, text: str) -> Raw:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        problem, _, place = str(error).rpartition(" (at ")
+        if place.startswith("line "):
+            line = place.removeprefix("line ").partition(",")[0]
+        else:  # it says "end of document"
+            line = str(len(text.splitlines()))
+        raise SettingsError([f"{path}:{line}: not TOML: {problem}"]) from None
+
+
+def _parse_override(override: str) -> tuple[tuple[str, ...], Raw]:
+    key, equals, value = override.partition("=")
+    keys = tuple(part.strip() for part in key.split("."))
+    if not equals or not all(keys):
+        raise SettingsError([f"--set {override}: not a setting and its value; write section.name=value"])
+    value = value.strip()
+    try:
+        parsed: object = tomllib.loads(f"value = {value}")["value"]
+    except tomllib.TOMLDecodeError as error:
+        if value[:1] in ("", "[", "{", "'", '"'):
+            problem = str(error).partition(" (at ")[0]
+            raise SettingsError([f"--set {override}: the value is not TOML: {problem}"]) from None
+        parsed = value
+    tables: Raw = {keys[-1]: parsed}
+    for each in reversed(keys[:-1]):
+        tables = {each: tables}
+    return keys, tables
+
+
+def _merge(into: Raw, tables: Mapping[str, object]) -> None:
+    for key, value in tables.items():
+        old = into.get(key)
+        if isinstance(value, dict) and isinstance(old, dict):
+            _merge(old, value)
+        else:
+            into[key] = value
+
+
+def _anchor(raw: Raw, base: Path) -> None:
+    """Make the paths in a file relative to its directory. What isn't as expected is left for validation to refuse."""
+    storage = raw.setdefault("storage", {})
+    processors = raw.get("processors")
+    tables = [(storage, "path", StorageSection.model_fields["path"].default)]
+    tables += [(table, "file", None) for table in (processors if isinstance(processors, list) else ())]
+    for table, key, default in tables:
+        if isinstance(table, dict):
+            value = table.get(key, default)
+            if isinstance(value, str | Path):
+                table[key] = str(base / value)
+
+
+def _complete(settings: Settings) -> Settings:
+    """Fill in what one setting takes from another."""
+    bridges = tuple(
+        bridge if bridge.client_id else bridge.model_copy(update={"client_id": f"{settings.node.name}-{bridge.name}"})
+        for bridge in settings.bridges
+    )
+    return settings.model_copy(update={"bridges": bridges})

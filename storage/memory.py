@@ -1,0 +1,71 @@
+"""The engine that forgets: everything in this process, for tests, trials and nodes without a disk."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from operator import attrgetter
+
+from storage.interface import Accepts, Event, Row, Table
+
+_seq = attrgetter("seq")
+
+
+class MemoryEngine:
+    """Keeps groups in lists and dictionaries. It holds all of the log, so its memory grows with it."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._state: dict[Table, dict[Row, Row]] = {}
+
+    def commit(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
+        """Keep all of it; there is no disk to wait for."""
+        self._events += [event for event in events if event.durability]
+        for table, rows in state.items():
+            kept = self._state.setdefault(table, {})
+            for key, values in rows.items():
+                if values is None:
+                    kept.pop(key, None)
+                else:
+                    kept[key] = values
+
+    def upkeep(self) -> None:
+        """Nothing gathers."""
+
+    def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
+        """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked."""
+        found: list[Event] = []
+        events = self._events
+        for index in range(bisect_right(events, after, key=_seq), len(events)):
+            event = events[index]
+            if event.seq > upto:
+                break
+            if accepts is None or accepts(event.topic):
+                found.append(event)
+                if len(found) == limit:
+                    return found, event.seq
+        return found, upto
+
+    def get(self, seqs: Sequence[int]) -> list[Event]:
+        """The events with these seqs, in order."""
+        found: list[Event] = []
+        for seq in sorted(seqs):
+            index = bisect_right(self._events, seq - 1, key=_seq)
+            if index < len(self._events) and self._events[index].seq == seq:
+                found.append(self._events[index])
+        return found
+
+    def rows(self, table: Table) -> list[Row]:
+        """Every row of a table: key columns, then value columns."""
+        return [key + values for key, values in self._state.get(table, {}).items()]
+
+    def last(self) -> int:
+        """The highest seq that was ever committed; 0 for a new log."""
+        return self._events[-1].seq if self._events else 0
+
+    def last_ts(self) -> int:
+        """The time of the last committed event; 0 for a new log."""
+        return self._events[-1].ts if self._events else 0
+
+    def close(self) -> None:
+        """Nothing to give back: a log can be opened again over the same engine."""

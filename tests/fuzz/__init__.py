@@ -1,0 +1,1 @@
+"""Malformed bytes, many of them: `python -m tests.fuzz.run`."""
