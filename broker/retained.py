@@ -1,4 +1,9 @@
-"""Retained messages: a tree of topic names, walked with a topic filter. The router's twin."""
+"""Retained messages: a tree of topic names, walked with a topic filter. The router's twin.
+
+A walk may take long: who walks stops where there is no more room for messages, and goes on when there is. So a walk
+holds nothing of its own but one place in each level. It sees a level's nodes as they were when it came there; the list
+of them is shared by all walks until a topic comes or goes.
+"""
 
 from __future__ import annotations
 
@@ -12,6 +17,8 @@ from storage.interface import Event
 class _Node:
     children: dict[str, _Node] = field(default_factory=dict)
     event: Event | None = None
+    below: tuple[_Node, ...] | None = None
+    """The children that a wildcard reaches; None since they have changed."""
 
 
 class Retained:
@@ -33,6 +40,7 @@ class Retained:
             child = node.children.get(level)
             if child is None:
                 node.children[level] = child = _Node()
+                node.below = None
             node = child
         if node.event is None:
             self.count += 1
@@ -40,29 +48,39 @@ class Retained:
 
     def match(self, filter: str) -> Iterator[Event]:
         """The retained messages whose topic matches the filter, in no particular order."""
-        stack: list[tuple[_Node, int]] = [(self._root, 0)]
+        return (event for event in self.walk(filter) if event is not None)
+
+    def walk(self, filter: str) -> Iterator[Event | None]:
+        """What `match` finds, and None for each step that finds nothing. The tree may change between two steps."""
         levels = filter.split("/")
+        stack: list[tuple[Iterator[_Node], int]] = [(iter((self._root,)), 0)]
         while stack:
-            node, depth = stack.pop()
+            nodes, depth = stack[-1]
+            node = next(nodes, None)
+            if node is None:
+                stack.pop()
+                continue
             if depth == len(levels):
-                if node.event is not None:
-                    yield node.event
+                yield node.event
                 continue
             level = levels[depth]
             if level == "#":
-                if node.event is not None:
-                    yield node.event
-                stack.extend((child, depth) for child in self._below(node, depth))
+                stack.append((iter(self._below(node)), depth))
+                yield node.event
             elif level == "+":
-                stack.extend((child, depth + 1) for child in self._below(node, depth))
+                stack.append((iter(self._below(node)), depth + 1))
+                yield None
             elif level in node.children:
-                stack.append((node.children[level], depth + 1))
+                stack.append((iter((node.children[level],)), depth + 1))
+            else:
+                yield None
 
-    def _below(self, node: _Node, depth: int) -> Iterator[_Node]:
+    def _below(self, node: _Node) -> tuple[_Node, ...]:
         """The children that a wildcard reaches: at the first level not those that begin with $ [MQTT-4.7.2-1]."""
-        for level, child in node.children.items():
-            if depth or node is not self._root or not level.startswith("$"):
-                yield child
+        if node.below is None:
+            first = node is self._root
+            node.below = tuple(child for level, child in node.children.items() if not (first and level.startswith("$")))
+        return node.below
 
     def _discard(self, topic: str) -> None:
         path = [self._root]
@@ -79,3 +97,4 @@ class Retained:
             if path[depth].event is not None or path[depth].children:
                 break
             del path[depth - 1].children[levels[depth - 1]]
+            path[depth - 1].below = None

@@ -68,7 +68,8 @@ def check_first_byte(first: int, version: int) -> None:
         return
     wanted = 0x02 if type in (Pubrel.TYPE, Subscribe.TYPE, Unsubscribe.TYPE) else 0
     # MQTT 3.1 sets DUP when it sends one of these three again.
-    if flags != wanted and not (version == 3 and wanted and flags == wanted | 0x08):  # [MQTT-2.1.3-1]
+    if flags != wanted and not (version == 3 and wanted and flags == wanted | 0x08):
+        # [MQTT-2.1.3-1] [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1] [MQTT-3.14.1-1] [MQTT-3.15.1-1]
         raise ProtocolError(Reason.MALFORMED_PACKET, f"packet of type {type} with flags {flags}")
 
 
@@ -107,25 +108,27 @@ def _connect(reader: Reader, first: int, version: int) -> Packet:
     properties = _properties(reader, Connect.TYPE) if version == 5 else ()
     client_id = reader.string()  # [MQTT-3.1.3-3] [MQTT-3.1.3-4]
     clean_start = bool(flags & 0x02)
-    # MQTT 3.1 knows no empty client identifier, 3.1.1 only with a clean session.
+    # MQTT 3.1 knows no empty client identifier, 3.1.1 only with a clean session. That 3.1 ends it after 23 characters
+    # is not enforced: its clients have longer ones, and no server minds.
     if not client_id and (version == 3 or (version == 4 and not clean_start)):
         raise ProtocolError(Reason.CLIENT_IDENTIFIER_NOT_VALID, "client identifier is empty")
     will = _will(reader, flags, version) if flags & 0x04 else None
     username = password = None
     # In MQTT 3.1 the remaining length goes before the flags: the fields may be left out.
-    if flags & 0x80 and not (version == 3 and reader.at == reader.end):  # [MQTT-3.1.2-17] [MQTT-3.1.3-12]
-        username = reader.string()
-    if flags & 0x40 and not (version == 3 and reader.at == reader.end):  # [MQTT-3.1.2-19]
+    if flags & 0x80 and not (version == 3 and reader.at == reader.end):  # [MQTT-3.1.2-16] [MQTT-3.1.2-17]
+        username = reader.string()  # [MQTT-3.1.3-12]
+    if flags & 0x40 and not (version == 3 and reader.at == reader.end):  # [MQTT-3.1.2-18] [MQTT-3.1.2-19]
         password = reader.binary()
     return Connect(client_id, version, clean_start, keep_alive, will, username, password, properties)
 
 
 def _check_connect_flags(flags: int, version: int) -> None:
-    if flags & 0x01:  # [MQTT-3.1.2-3]
+    # MQTT 3.1 uses none of the flags that are reserved, and disregards the will's where there is no will.
+    if flags & 0x01 and version > 3:  # [MQTT-3.1.2-3]
         raise ProtocolError(Reason.MALFORMED_PACKET, "reserved CONNECT flag is set")
-    if flags & 0x18 == 0x18:  # [MQTT-3.1.2-12]
+    if flags & 0x18 == 0x18 and (flags & 0x04 or version > 3):  # [MQTT-3.1.2-12]
         raise ProtocolError(Reason.MALFORMED_PACKET, "will QoS is 3")
-    if flags & 0x3C and not flags & 0x04:  # [MQTT-3.1.2-11] [MQTT-3.1.2-13]
+    if flags & 0x38 and not flags & 0x04 and version > 3:  # [MQTT-3.1.2-11] [MQTT-3.1.2-13]
         raise ProtocolError(Reason.MALFORMED_PACKET, "will QoS or will retain without a will")
     if version < 5 and flags & 0xC0 == 0x40:
         raise ProtocolError(Reason.MALFORMED_PACKET, "password without a user name")
@@ -133,9 +136,9 @@ def _check_connect_flags(flags: int, version: int) -> None:
 
 def _will(reader: Reader, flags: int, version: int) -> Will:
     properties = _properties(reader, WILL) if version == 5 else ()
-    topic = reader.string()
+    topic = reader.string()  # [MQTT-3.1.3-11]
     validate_name(topic)
-    payload = reader.binary()
+    payload = reader.binary()  # [MQTT-3.1.2-9]
     return Will(topic, payload, flags >> 3 & 3, bool(flags & 0x20), properties)
 
 
@@ -229,7 +232,9 @@ def _subscription(reader: Reader, version: int) -> Subscription:
         raise ProtocolError(Reason.MALFORMED_PACKET, "reserved subscription option is set")
     qos = options & 0x03
     if qos == 3:
-        raise ProtocolError(Reason.MALFORMED_PACKET, "subscription with QoS 3")
+        # Before MQTT 5 the packet is malformed; in MQTT 5 it breaks a rule (section 3.8.3.1).
+        reason = Reason.PROTOCOL_ERROR if version == 5 else Reason.MALFORMED_PACKET
+        raise ProtocolError(reason, "subscription with QoS 3")
     no_local = bool(options & 0x04)
     if no_local and filter.startswith(SHARE):  # [MQTT-3.8.3-4]
         raise ProtocolError(Reason.PROTOCOL_ERROR, "no local on a shared subscription")

@@ -13,6 +13,7 @@ from broker.mqtt.errors import ProtocolError
 from broker.mqtt.reason import Reason
 
 SHARE: Final = "$share/"
+"""How a shared subscription begins, in every version: before MQTT 5, too, a leading $ is for the server to define."""
 
 
 def validate_name(topic: str) -> None:

@@ -8,6 +8,7 @@ is the same packet when it is decoded once more.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 
 from broker.mqtt.codec import MAX_PACKET_SIZE, Decoder, encode
 from broker.mqtt.packets import Connect, Packet
@@ -20,7 +21,7 @@ Outcome = tuple[list[Packet], tuple[Reason, str] | None, int]
 def pieces(data: bytes, cuts: Iterable[int]) -> list[bytes]:
     """The data, cut at these positions; an empty piece comes where two cuts fall together."""
     bounds = [0, *sorted(cuts), len(data)]
-    return [data[start:end] for start, end in zip(bounds, bounds[1:], strict=False)]
+    return [data[start:end] for start, end in pairwise(bounds)]
 
 
 def outcome(version: int, parts: Sequence[bytes], limit: int = MAX_PACKET_SIZE) -> Outcome:

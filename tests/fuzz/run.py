@@ -1,7 +1,7 @@
 """A fuzzer of the decoder: `python -m tests.fuzz.run --minutes 5`.
 
-It takes packets of the table of cases, strings some of them together, damages the bytes, cuts them into pieces, and asks
-for the decoder's promise. A broken promise ends it with status 1 and the bytes that broke it.
+It takes packets of the table of cases, strings some of them together, damages the bytes, cuts them into pieces, and
+asks for the decoder's promise. A broken promise ends it with status 1 and the bytes that broke it.
 """
 
 from __future__ import annotations

@@ -153,6 +153,33 @@ _CONNECTS: Final = (
         canonical=False,
     ),
     ok(
+        "connect 3.1 whose password is left out in spite of its flag",
+        0,
+        "10 13 0006 'MQIsdp' 03 c2 000a 0002 'c1' 0001 'u'",
+        Connect("c1", 3, True, 10, None, "u", None),
+        canonical=False,
+    ),
+    ok(
+        "connect 3.1 with the flags of a will and no will",
+        0,
+        "10 10 0006 'MQIsdp' 03 3a 000a 0002 'c1'",
+        Connect("c1", 3, True, 10, None, None, None),
+        canonical=False,
+    ),
+    ok(
+        "connect 3.1 with its reserved flag",
+        0,
+        "10 10 0006 'MQIsdp' 03 03 000a 0002 'c1'",
+        Connect("c1", 3, True, 10, None, None, None),
+        canonical=False,
+    ),
+    ok(
+        "connect 3.1 with a client identifier of more than 23 characters",
+        0,
+        "10 26 0006 'MQIsdp' 03 02 000a 0018 'abcdefghijklmnopqrstuvwx'",
+        Connect("abcdefghijklmnopqrstuvwx", 3, True, 10, None, None, None),
+    ),
+    ok(
         "connect 3.1.1 with a user name and no password",
         0,
         "10 10 0004 'MQTT' 04 82 000a 0002 'c1' 0000",
@@ -280,6 +307,13 @@ _CONNECTS: Final = (
         MALFORMED,
         "will QoS is 3",
         "MQTT-3.1.2-12",
+    ),
+    bad(
+        "connect 3.1 with will QoS 3",
+        0,
+        "10 15 0006 'MQIsdp' 03 1e 003c 0002 'c1' 0001 'w' 0000",
+        MALFORMED,
+        "will QoS is 3",
     ),
     bad(
         "connect with will QoS and no will",
@@ -428,6 +462,14 @@ _CONNECTS: Final = (
         "10 13 0004 'MQTT' 04 06 003c 0002 'c1' 0003 'w/t'",
         MALFORMED,
         "ends inside a field",
+    ),
+    bad(
+        "connect 5 whose will has no properties",
+        0,
+        "10 0f 0004 'MQTT' 05 06 003c 00 0002 'c1'",
+        MALFORMED,
+        "ends inside a field",
+        "MQTT-3.1.2-9",
     ),
     bad(
         "connect whose will has a property of CONNECT",
@@ -872,6 +914,9 @@ _PUBLISHES: Final = (
 )
 
 _ACKNOWLEDGEMENTS: Final = (
+    ok("puback 3.1", 3, "40 02 0100", Puback(256)),
+    ok("pubrec 3.1", 3, "50 02 0100", Pubrec(256)),
+    ok("pubcomp 3.1", 3, "70 02 0100", Pubcomp(256)),
     ok("puback 3.1.1", 4, "40 02 0001", Puback(1)),
     ok("puback 5", 5, "40 02 ffff", Puback(65535)),
     ok("puback 5 with a reason", 5, "40 03 0001 10", Puback(1, 0x10), "MQTT-3.4.2-1"),
@@ -885,19 +930,36 @@ _ACKNOWLEDGEMENTS: Final = (
     ),
     ok("pubrec 3.1.1", 4, "50 02 0001", Pubrec(1)),
     ok("pubrec 5 with a reason", 5, "50 03 0001 87", Pubrec(1, 0x87), "MQTT-3.5.2-1"),
-    ok("pubrec 5 with properties", 5, "50 09 0001 00 05 26 0000 0000", Pubrec(1, 0, ((0x26, ("", "")),))),
+    ok(
+        "pubrec 5 with properties",
+        5,
+        "50 0c 0001 00 08 26 0000 0000 1f 0000",
+        Pubrec(1, 0, ((0x26, ("", "")), (0x1F, ""))),
+    ),
     ok("pubrel 3.1", 3, "62 02 0001", Pubrel(1)),
     ok("pubrel 3.1, again", 3, "6a 02 0001", Pubrel(1), canonical=False),
     ok("pubrel 3.1.1", 4, "62 02 0001", Pubrel(1)),
     ok("pubrel 5 with a reason", 5, "62 03 0001 92", Pubrel(1, 0x92), "MQTT-3.6.2-1"),
-    ok("pubrel 5 with properties", 5, "62 08 0001 92 04 1f 0001 'r'", Pubrel(1, 0x92, ((0x1F, "r"),))),
+    ok(
+        "pubrel 5 with properties",
+        5,
+        "62 0e 0001 92 0a 1f 0001 'r' 26 0001 'k' 0000",
+        Pubrel(1, 0x92, ((0x1F, "r"), (0x26, ("k", "")))),
+    ),
     ok("pubcomp 3.1.1", 4, "70 02 0001", Pubcomp(1)),
     ok("pubcomp 5 with a reason", 5, "70 03 0001 92", Pubcomp(1, 0x92), "MQTT-3.7.2-1"),
-    ok("pubcomp 5 with properties", 5, "70 08 0001 00 04 1f 0001 'r'", Pubcomp(1, 0, ((0x1F, "r"),))),
+    ok(
+        "pubcomp 5 with properties",
+        5,
+        "70 0e 0001 00 0a 1f 0001 'r' 26 0000 0001 'v'",
+        Pubcomp(1, 0, ((0x1F, "r"), (0x26, ("", "v")))),
+    ),
     bad("puback with packet identifier 0", 4, "40 02 0000", PROTOCOL, "packet identifier is 0"),
+    bad("puback 3.1 with packet identifier 0", 3, "40 02 0000", PROTOCOL, "packet identifier is 0"),
     bad("pubrec with packet identifier 0", 5, "50 02 0000", PROTOCOL, "packet identifier is 0"),
     bad("pubrel with packet identifier 0", 4, "62 02 0000", PROTOCOL, "packet identifier is 0"),
     bad("pubcomp with packet identifier 0", 5, "70 03 0000 00", PROTOCOL, "packet identifier is 0"),
+    bad("puback 3.1 with DUP", 3, "48 02 0001", MALFORMED, "with flags 8", "MQTT-2.1.3-1"),
     bad("puback with flags", 4, "41 02 0001", MALFORMED, "with flags 1", "MQTT-2.1.3-1"),
     bad("pubrec with flags", 5, "52 02 0001", MALFORMED, "with flags 2", "MQTT-2.1.3-1"),
     bad("pubrel without its flag", 4, "60 02 0001", MALFORMED, "with flags 0", "MQTT-3.6.1-1"),
@@ -972,7 +1034,8 @@ _SUBSCRIBES: Final = (
     bad("subscribe 5 to nothing", 5, "82 03 0001 00", PROTOCOL, "without a topic filter", "MQTT-3.8.3-2"),
     bad("subscribe without options", 4, "82 05 0001 0001 'a'", MALFORMED, "ends inside a field", "MQTT-3.8.3-2"),
     bad("subscribe at QoS 3", 4, "82 06 0001 0001 'a' 03", MALFORMED, "QoS 3"),
-    bad("subscribe 5 at QoS 3", 5, "82 07 0001 00 0001 'a' 03", MALFORMED, "QoS 3"),
+    bad("subscribe 5 at QoS 3", 5, "82 07 0001 00 0001 'a' 03", PROTOCOL, "QoS 3"),
+    bad("subscribe 3.1 at QoS 3", 3, "82 06 0001 0001 'a' 03", MALFORMED, "QoS 3"),
     bad(
         "subscribe 3.1.1 with an option of MQTT 5",
         4,
@@ -1084,6 +1147,7 @@ _SUBSCRIBES: Final = (
 )
 
 _SUBACKS: Final = (
+    ok("suback 3.1", 3, "90 05 0001 00 01 02", Suback(1, (0, 1, 2))),
     ok("suback 3.1.1", 4, "90 06 0001 00 01 02 80", Suback(1, (0, 1, 2, 0x80))),
     ok(
         "suback 5",
@@ -1109,6 +1173,7 @@ _SUBACKS: Final = (
 )
 
 _UNSUBSCRIBES: Final = (
+    ok("unsubscribe 3.1", 3, "a2 06 0001 0002 'a/'", Unsubscribe(1, ("a/",))),
     ok("unsubscribe 3.1, again", 3, "aa 05 0001 0001 'a'", Unsubscribe(1, ("a",)), canonical=False),
     ok("unsubscribe 3.1.1", 4, "a2 0a 0001 0003 'a/#' 0001 '+'", Unsubscribe(1, ("a/#", "+")), "MQTT-3.10.3-1"),
     ok("unsubscribe 5", 5, "a2 08 0001 00 0003 'a/#'", Unsubscribe(1, ("a/#",))),
@@ -1138,6 +1203,7 @@ _UNSUBSCRIBES: Final = (
 )
 
 _UNSUBACKS: Final = (
+    ok("unsuback 3.1", 3, "b0 02 ffff", Unsuback(65535)),
     ok("unsuback 3.1.1", 4, "b0 02 0001", Unsuback(1)),
     ok(
         "unsuback 5",
@@ -1146,7 +1212,12 @@ _UNSUBACKS: Final = (
         Unsuback(1, (0, 0x11, 0x80, 0x83, 0x87, 0x8F, 0x91)),
         "MQTT-3.11.3-2",
     ),
-    ok("unsuback 5 with properties", 5, "b0 08 0001 04 1f 0001 'r' 00", Unsuback(1, (0,), ((0x1F, "r"),))),
+    ok(
+        "unsuback 5 with properties",
+        5,
+        "b0 0d 0001 09 1f 0001 'r' 26 0000 0000 00",
+        Unsuback(1, (0,), ((0x1F, "r"), (0x26, ("", "")))),
+    ),
     bad("unsuback with packet identifier 0", 4, "b0 02 0000", PROTOCOL, "packet identifier is 0"),
     bad("unsuback 3.1.1 with a reason", 4, "b0 03 0001 00", MALFORMED, "longer than its fields"),
     bad("unsuback 5 without a reason", 5, "b0 03 0001 00", PROTOCOL, "without a reason code"),
@@ -1155,9 +1226,12 @@ _UNSUBACKS: Final = (
 )
 
 _PINGS: Final = (
+    ok("pingreq 3.1", 3, "c0 00", Pingreq()),
     ok("pingreq", 4, "c0 00", Pingreq()),
     ok("pingreq 5", 5, "c0 00", Pingreq()),
+    ok("pingresp 3.1", 3, "d0 00", Pingresp()),
     ok("pingresp", 4, "d0 00", Pingresp()),
+    ok("pingresp 5", 5, "d0 00", Pingresp()),
     bad("pingreq with flags", 4, "c1 00", MALFORMED, "with flags 1", "MQTT-2.1.3-1"),
     bad("pingresp with flags", 4, "d8 00", MALFORMED, "with flags 8", "MQTT-2.1.3-1"),
     bad("pingreq with a body", 4, "c0 01 00", MALFORMED, "longer than its fields"),
@@ -1165,6 +1239,7 @@ _PINGS: Final = (
 )
 
 _DISCONNECTS: Final = (
+    ok("disconnect 3.1", 3, "e0 00", Disconnect()),
     ok("disconnect 3.1.1", 4, "e0 00", Disconnect()),
     ok("disconnect 5", 5, "e0 00", Disconnect()),
     ok("disconnect 5 with a reason", 5, "e0 01 04", Disconnect(4), "MQTT-3.14.2-1"),

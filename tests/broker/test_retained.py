@@ -1,0 +1,209 @@
+"""Retained messages, against a dictionary of them that is searched from end to end."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker import retained as retained_module
+from broker.mqtt.topic import matches
+from broker.retained import Retained
+from storage.interface import FSYNC, Event
+from tests.broker.mqtt.steps import steps
+from tests.broker.mqtt.strategies import filters, topics
+
+uncompiled = pytest.mark.skipif(
+    not str(retained_module.__file__).endswith(".py"), reason="instructions can be counted in Python only"
+)
+
+
+def event(topic: str, payload: bytes = b"x", seq: int = 1) -> Event:
+    """A message to retain."""
+    return Event(seq, 1_700_000_000_000_000, topic, payload, 1, True, "client", b"", 0, FSYNC)
+
+
+def found(retained: Retained, filter: str) -> list[str]:
+    """The topics of the messages that a filter finds."""
+    return sorted(each.topic for each in retained.match(filter))
+
+
+def nodes(retained: Retained) -> int:
+    """How many levels of topics the tree holds."""
+
+    def count(node: retained_module._Node) -> int:
+        return sum(1 + count(child) for child in node.children.values())
+
+    return count(retained._root)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(topics(), st.sampled_from((b"", b"x", b"y"))) | filters(), max_size=40),
+    st.lists(filters(), min_size=1, max_size=5),
+)
+def test_a_filter_finds_the_last_message_of_each_topic_that_it_matches(
+    changes: list[tuple[str, bytes] | str], asked: list[str]
+) -> None:
+    # [MQTT-3.3.1-5] [MQTT-3.3.1-6] [MQTT-3.3.1-7] [MQTT-4.7.2-1]
+    retained = Retained()
+    held: dict[str, Event] = {}
+
+    def look(filter: str) -> None:
+        expected = [each for topic, each in held.items() if matches(filter, topic)]
+        assert sorted(retained.match(filter), key=lambda each: each.topic) == sorted(
+            expected, key=lambda each: each.topic
+        )
+
+    for seq, change in enumerate(changes, 1):
+        if isinstance(change, str):
+            look(change)
+            continue
+        message = event(*change, seq)
+        retained.store(message)
+        if message.payload:
+            held[message.topic] = message
+        else:
+            held.pop(message.topic, None)
+        assert retained.count == len(held)
+    for filter in asked:
+        look(filter)
+    for topic in list(held):
+        retained.store(event(topic, b""))
+    assert retained.count == 0
+    assert nodes(retained) == 0
+
+
+def test_the_last_message_of_a_topic_replaces_the_one_before() -> None:
+    # [MQTT-3.3.1-5]
+    retained = Retained()
+    first, second = event("a/b", b"1", 1), event("a/b", b"2", 2)
+    retained.store(first)
+    retained.store(second)
+    assert list(retained.match("a/b")) == [second]
+    assert retained.count == 1
+
+
+def test_an_empty_payload_removes_the_message_of_its_topic_and_no_other() -> None:
+    # [MQTT-3.3.1-6] [MQTT-3.3.1-7]
+    retained = Retained()
+    for topic in ("a", "a/b", "a/b/c", "a/d"):
+        retained.store(event(topic))
+    retained.store(event("a/b", b""))
+    assert found(retained, "#") == ["a", "a/b/c", "a/d"]
+    for topic in ("a/b", "a/b/c/d", "x", "a/x"):
+        retained.store(event(topic, b""))
+    assert found(retained, "#") == ["a", "a/b/c", "a/d"]
+    assert retained.count == 3
+
+
+def test_a_branch_goes_with_the_last_message_that_needed_it() -> None:
+    retained = Retained()
+    for topic in ("a/b/c", "a/b", "a/d"):
+        retained.store(event(topic))
+    assert nodes(retained) == 4
+    for topic, left in (("a/b/c", 3), ("a/d", 2), ("a/b", 0)):
+        retained.store(event(topic, b""))
+        assert nodes(retained) == left
+
+
+@pytest.mark.parametrize(
+    ("filter", "expected"),
+    [
+        ("#", ["/", "a", "a/$b", "a/b"]),
+        ("+", ["a"]),
+        ("+/+", ["/", "a/$b", "a/b"]),
+        ("a/#", ["a", "a/$b", "a/b"]),
+        ("a/+", ["a/$b", "a/b"]),
+        ("$SYS/#", ["$SYS", "$SYS/a"]),
+        ("$SYS/+", ["$SYS/a"]),
+        ("+/a", []),
+        ("/", ["/"]),
+        ("/#", ["/"]),
+        ("a/b/#", ["a/b"]),
+        ("a/b/c", []),
+    ],
+)
+def test_a_wildcard_finds_what_the_specification_says(filter: str, expected: list[str]) -> None:
+    # [MQTT-4.7.2-1]: not at the first level what begins with $
+    retained = Retained()
+    for topic in ("a", "a/b", "a/$b", "/", "$SYS", "$SYS/a"):
+        retained.store(event(topic))
+    assert found(retained, filter) == expected
+
+
+def test_a_walk_takes_no_step_for_what_was_removed_before() -> None:
+    retained = Retained()
+    retained.store(event("a/x/b"))
+    for n in range(20):
+        retained.store(event(f"a/{n}/b"))
+    assert len(list(retained.walk("a/+/b"))) > 20
+    for n in range(20):
+        retained.store(event(f"a/{n}/b", b""))
+    assert len(list(retained.walk("a/+/b"))) == 2
+
+
+def test_a_walk_sees_no_message_that_was_removed_meanwhile() -> None:
+    retained = Retained()
+    names = [f"a/{n}/b" for n in range(20)]
+    for name in names:
+        retained.store(event(name))
+    walk = retained.match("a/#")
+    first = next(walk).topic
+    for name in names:
+        if name != first:
+            retained.store(event(name, b""))
+    assert list(walk) == []
+
+
+def test_a_walk_goes_on_while_the_tree_changes() -> None:
+    retained = Retained()
+    for n in range(20):
+        retained.store(event(f"a/{n}"))
+    seen = []
+    for n, each in enumerate(retained.match("a/+")):
+        seen.append(each.topic)
+        retained.store(event(f"a/new/{n}"))
+        retained.store(event(f"b/{n}"))
+    assert sorted(seen) == sorted(f"a/{n}" for n in range(20))
+    assert found(retained, "a/+") == sorted(seen)
+    assert len(found(retained, "a/new/#")) == 20
+
+
+@uncompiled
+@pytest.mark.parametrize("filter", ["#", "+/+", "+/missing", "+/+/missing", "1/+", "missing/#", "+/#"])
+def test_no_step_of_a_walk_looks_at_many_topics(filter: str) -> None:
+    def work(size: int) -> int:
+        retained = Retained()
+        for n in range(size):
+            retained.store(event(f"{n}/x"))
+        for _ in retained.match(filter):
+            pass
+        walk = retained.walk(filter)
+        return max(steps(lambda: next(walk, None)) for _ in range(2 * size))
+
+    assert work(200) == work(20)
+
+
+@uncompiled
+def test_a_walk_costs_as_much_as_the_part_of_the_tree_that_its_filter_reaches() -> None:
+    def work(size: int) -> int:
+        retained = Retained()
+        for n in range(size):
+            retained.store(event(f"other/{n}/x"))
+        for n in range(10):
+            retained.store(event(f"a/{n}/b"))
+        return steps(lambda: list(retained.match("a/+/b")))
+
+    assert work(2000) == work(2)
+
+
+@uncompiled
+def test_a_filter_of_many_wildcards_costs_as_much_as_there_are_topics() -> None:
+    def work(size: int) -> int:
+        retained = Retained()
+        for n in range(size):
+            retained.store(event(f"{n}/a/a/a/a/a/a/a/a"))
+        return steps(lambda: list(retained.match("+/+/+/+/+/+/+/#")))
+
+    assert work(200) < 2.5 * work(100)

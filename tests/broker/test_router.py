@@ -1,0 +1,251 @@
+"""Who gets what, against a list of subscriptions that is searched from end to end."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from broker import router as router_module
+from broker.mqtt.topic import matches
+from broker.router import Delivery, Grant, Router, merge
+from tests.broker.mqtt.steps import steps
+from tests.broker.mqtt.strategies import filters, topics
+
+uncompiled = pytest.mark.skipif(
+    not str(router_module.__file__).endswith(".py"), reason="instructions can be counted in Python only"
+)
+
+SESSIONS = ("one", "two", "three")
+
+grants = st.builds(
+    Grant, filters(), st.integers(0, 2), st.booleans(), st.booleans(), st.sampled_from((0, 0, 1, 2)), st.integers(0, 9)
+)
+
+
+def grant(
+    filter: str,
+    qos: int = 0,
+    no_local: bool = False,
+    retain_as_published: bool = False,
+    identifier: int = 0,
+    since: int = 0,
+) -> Grant:
+    """A subscription of which only some fields matter."""
+    return Grant(filter, qos, no_local, retain_as_published, identifier, since)
+
+
+def nodes(router: Router[str]) -> int:
+    """How many levels of filters the tree holds."""
+
+    def count(node: router_module._Node[str]) -> int:
+        return sum(1 + count(child) for child in node.children.values())
+
+    return count(router._root)
+
+
+def check(found: Delivery[str], expected: list[Grant]) -> None:
+    """Hold a delivery against the subscriptions that it must come from."""
+    assert found.qos == max(each.qos for each in expected)
+    assert Counter(found.identifiers) == Counter(each.identifier for each in expected if each.identifier)
+    assert found.retain_as_published is any(each.retain_as_published for each in expected)
+    assert found.since == max(each.since for each in expected)
+    assert found.no_local is any(each.no_local for each in expected)
+    assert found.plain is not (found.no_local or found.retain_as_published or bool(found.identifiers))
+    own = [each for each in expected if not each.no_local]
+    if found.no_local and own:
+        assert found.own is not None
+        assert found.own.session == found.session
+        check(found.own, own)
+    else:
+        assert found.own is None
+
+
+changes = st.lists(
+    st.tuples(st.sampled_from(SESSIONS), grants)
+    | st.tuples(st.sampled_from(SESSIONS), filters())
+    | st.tuples(st.just("match"), topics()),
+    max_size=40,
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(changes, st.lists(topics(), min_size=1, max_size=6))
+def test_each_session_gets_what_one_of_its_subscriptions_matches(
+    asked: list[tuple[str, Grant | str]], named: list[str]
+) -> None:
+    # [MQTT-3.3.4-2] [MQTT-3.3.4-4] [MQTT-4.7.2-1]
+    router: Router[str] = Router()
+    held: dict[tuple[str, str], Grant] = {}
+
+    def look(topic: str) -> None:
+        expected: dict[str, list[Grant]] = {}
+        for (session, filter), each in held.items():
+            if matches(filter, topic):
+                expected.setdefault(session, []).append(each)
+        found = router.match(topic)
+        assert sorted(delivery.session for delivery in found) == sorted(expected)
+        for delivery in found:
+            check(delivery, expected[delivery.session])
+
+    for who, what in asked:
+        if isinstance(what, Grant):
+            router.add(who, what)
+            held[who, what.filter] = what
+        elif who == "match":
+            look(what)
+        else:
+            router.remove(who, what)
+            held.pop((who, what), None)
+    for topic in named:
+        # What is remembered of a topic is the same as what the tree says.
+        look(topic)
+        look(topic)
+    for session, filter in held:
+        router.remove(session, filter)
+    assert nodes(router) == 0
+    for topic in named:
+        assert router.match(topic) == ()
+
+
+@pytest.mark.parametrize(
+    ("filter", "topic"),
+    [("a/b", "a/b"), ("a/+", "a/b"), ("a/#", "a/b"), ("a/#", "a"), ("#", "a/b"), ("+/b", "a/b")],
+)
+def test_a_change_is_seen_by_a_topic_that_was_matched_before(filter: str, topic: str) -> None:
+    router: Router[str] = Router()
+    assert router.match(topic) == ()
+    router.add("one", grant(filter, 1))
+    assert [delivery.qos for delivery in router.match(topic)] == [1]
+    router.add("one", grant(filter, 2))
+    assert [delivery.qos for delivery in router.match(topic)] == [2]
+    router.add("two", grant(filter, 0))
+    assert sorted(delivery.session for delivery in router.match(topic)) == ["one", "two"]
+    router.remove("one", filter)
+    assert [delivery.session for delivery in router.match(topic)] == ["two"]
+    router.remove("two", filter)
+    assert router.match(topic) == ()
+
+
+def test_a_hot_topic_is_matched_once_until_a_subscription_changes_that_could_alter_it() -> None:
+    router: Router[str] = Router()
+    router.add("one", grant("a/b"))
+    first = router.match("a/b")
+    router.add("two", grant("a/c"))
+    assert router.match("a/b") is first
+    router.remove("two", "a/c")
+    assert router.match("a/b") is first
+    router.add("two", grant("a/b"))
+    assert router.match("a/b") is not first
+
+
+def test_overlapping_subscriptions_give_one_message_at_the_highest_qos_with_every_identifier() -> None:
+    # [MQTT-3.3.4-2] [MQTT-3.3.4-3] [MQTT-3.3.4-4]
+    router: Router[str] = Router()
+    router.add("one", grant("a/#", 0, identifier=3))
+    router.add("one", grant("a/+", 2, identifier=7))
+    router.add("one", grant("a/b", 1))
+    router.add("one", grant("#", 0, identifier=3))
+    router.add("one", grant("b/#", 2, identifier=9))
+    (delivery,) = router.match("a/b")
+    assert delivery.qos == 2
+    assert sorted(delivery.identifiers) == [3, 3, 7]
+    assert not delivery.plain
+    assert not delivery.no_local
+    assert delivery.own is None
+
+
+def test_a_subscription_with_the_same_filter_replaces_the_one_before() -> None:
+    # [MQTT-3.8.4-3]
+    router: Router[str] = Router()
+    router.add("one", grant("a", 2, identifier=5))
+    router.add("one", grant("a", 1))
+    (delivery,) = router.match("a")
+    assert (delivery.qos, delivery.identifiers, delivery.plain) == (1, (), True)
+    assert nodes(router) == 1
+
+
+def test_a_message_of_ones_own_reaches_the_subscriptions_that_want_it() -> None:
+    # [MQTT-3.8.3-3]
+    router: Router[str] = Router()
+    router.add("one", grant("a/#", 2, no_local=True, identifier=1))
+    (delivery,) = router.match("a/b")
+    assert delivery.no_local
+    assert delivery.own is None
+    router.add("one", grant("a/b", 1, identifier=2))
+    (delivery,) = router.match("a/b")
+    assert (delivery.qos, sorted(delivery.identifiers)) == (2, [1, 2])
+    assert delivery.own is not None
+    assert (delivery.own.qos, delivery.own.identifiers, delivery.own.no_local) == (1, (2,), False)
+
+
+def test_no_subscriptions_give_no_delivery() -> None:
+    assert merge("one", []) is None
+
+
+@pytest.mark.parametrize("filter", ["#", "+/a", "+/#", "+/+"])
+def test_a_leading_wildcard_does_not_match_a_topic_that_begins_with_a_dollar(filter: str) -> None:
+    # [MQTT-4.7.2-1]
+    router: Router[str] = Router()
+    router.add("one", grant(filter))
+    assert router.match("$SYS/a") == ()
+    router.add("two", grant("$SYS/" + filter[-1]))
+    assert [delivery.session for delivery in router.match("$SYS/a")] == ["two"]
+
+
+def test_removing_what_is_not_there_changes_nothing() -> None:
+    router: Router[str] = Router()
+    router.add("one", grant("a/b/c"))
+    for session, filter in (("one", "a/b"), ("two", "a/b/c"), ("one", "a/b/c/d"), ("one", "x"), ("one", "#")):
+        router.remove(session, filter)
+    assert [delivery.session for delivery in router.match("a/b/c")] == ["one"]
+    assert nodes(router) == 3
+
+
+def test_a_branch_goes_with_the_last_subscription_that_needed_it() -> None:
+    router: Router[str] = Router()
+    for filter in ("a/b/c", "a/b", "a/+/c", "a/#"):
+        router.add("one", grant(filter))
+    assert nodes(router) == 6
+    router.remove("one", "a/b/c")
+    assert nodes(router) == 5
+    router.remove("one", "a/+/c")
+    assert nodes(router) == 3
+    router.remove("one", "a/b")
+    assert nodes(router) == 2
+    router.remove("one", "a/#")
+    assert nodes(router) == 0
+
+
+def test_the_topics_that_are_remembered_are_bounded() -> None:
+    router: Router[str] = Router()
+    router.add("one", grant("t/#"))
+    for n in range(25_000):
+        assert len(router.match(f"t/{n}")) == 1
+    assert len(router._cache) <= 10_000
+
+
+@uncompiled
+def test_a_match_costs_no_more_for_subscriptions_that_do_not_match() -> None:
+    def work(size: int) -> int:
+        router: Router[str] = Router()
+        for n in range(size):
+            router.add("one", grant(f"other/{n}/+"))
+            router.add("one", grant(f"{n}/#"))
+        router.add("one", grant("a/+/c"))
+        return steps(lambda: router.match("a/b/c"))
+
+    assert work(2000) == work(2)
+
+
+@uncompiled
+def test_a_match_costs_as_much_as_the_topic_is_long() -> None:
+    def work(levels: int) -> int:
+        router: Router[str] = Router()
+        router.add("one", grant("+/" * levels + "x"))
+        router.add("one", grant("a/" * levels + "#"))
+        return steps(lambda: router.match("a/" * levels + "b"))
+
+    assert work(400) < 2.5 * work(200)

@@ -1,0 +1,1 @@
+"""Clients that others have written, and peers that nobody should have written, against a node over real sockets."""
