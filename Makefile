@@ -18,7 +18,7 @@ help: ## list the commands
 	@touch $@
 
 run: .venv/installed ## start a node: MQTT on 127.0.0.1:1883, data in ./data
-	@exec $(BIN)/berm run
+	@exec $(BIN)/berm run --hints
 
 system: # Debian packages that some tests drive; without them those tests skip and say so
 	@sh tests/system-packages.sh

@@ -1,102 +1,125 @@
 """Starts a node from its settings, and stops it: the one place that knows every part.
 
-The order of the start is the order in which parts need each other: storage, hub, processors, listener, bridges. The
-stop is the reverse, and ends when the last group has committed.
+The start goes in the order in which parts need each other: storage, hub, processors, listener, bridges. The stop
+commits and acknowledges what has arrived, then goes back in reverse, and ends when the last group has committed.
 """
 
 from __future__ import annotations
 
 import asyncio
-import gc
 import logging
-import signal
 import sys
-from collections.abc import Callable
-from pathlib import Path
 from time import time_ns
 
 import uvloop
-from processors.loading import load_file
-from processors.runtime import Runtime
-from storage.sqlite import SQLiteEngine
 
-from berm.settings import BridgeSection, Settings
-from bridge import BridgeSettings, RouteSettings, Uplink
-from broker.hub import Hub, Limits
-from broker.mqtt.topic import compile_filters, matches
+from berm import parts, process
+from berm.logs import configure
+from berm.settings import Settings
+from bridge import BridgeSettings, Uplink
+from broker.hub import Hub
+from broker.mqtt.topic import compile_filters
 from broker.net.dialer import Dialer
+from broker.net.errors import words
 from broker.net.server import TICK, Server
-from processors import Definition
-from storage.interface import DURABILITY, META, StorageError, StorageFailed
+from processors import LoadError
+from processors.runtime import Runtime
+from storage.interface import META, StorageError, StorageFailed
 from storage.log import Log
+from storage.sqlite import SQLiteEngine
 from storage.worker import ThreadWorker
 
-_logger = logging.getLogger("berm")
-
-SWITCH_INTERVAL = 0.0005
-"""Seconds for which the loop may hold the interpreter while the writer wants it."""
+_logger = logging.getLogger("berm.node")
 
 
 class StartError(Exception):
     """The node can't start; the message says what was tried, why it failed and what to do."""
 
 
-def main(settings: Settings) -> int:
-    """Run a node until SIGTERM or SIGINT; the process's exit code."""
-    logging.basicConfig(
-        level=settings.log.level.upper(), stream=sys.stderr, format="%(asctime)s %(levelname)s %(name)s: %(message)s"
-    )
-    sys.setswitchinterval(SWITCH_INTERVAL)
+def main(settings: Settings, hints: bool = False) -> int:
+    """Run a node until SIGTERM or SIGINT; with `hints`, say what to try next. The process's exit code.
+
+    0: stopped by a signal. 1: it could not start, or the log can't be written any more. 2: a processor file is wrong.
+    """
+    configure(settings.log.level, settings.log.format)
+    process.tune_interpreter()
+    process.raise_file_limit(settings.mqtt.max_connections)
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
-            return runner.run(_serve(settings))
+            return runner.run(_serve(settings, hints))
+    except LoadError as error:
+        print(f"berm: {error}", file=sys.stderr)
+        return 2
     except (StartError, StorageError) as error:
         print(f"berm: {error}", file=sys.stderr)
         return 1
 
 
-async def _serve(settings: Settings) -> int:
+async def _serve(settings: Settings, hints: bool) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
-    for number in (signal.SIGTERM, signal.SIGINT):
-        loop.add_signal_handler(number, stop.set)
+    process.on_stop_signal(loop, stop.set)
     node = Node(settings, loop)
-    await node.start()
-    _tune_collector()
-    print(f"berm: {settings.node.name} listens on mqtt://{settings.mqtt.host}:{node.port}", flush=True)
-    print(f"berm: the log is {node.database}", flush=True)
-    code = await node.run(stop)
-    await node.stop()
+    try:
+        await node.start()
+        process.tune_collector()
+        process.say(_welcome(settings, node, hints))
+        process.notify("READY=1")
+        code = await node.run(stop)
+        process.notify("STOPPING=1")
+    finally:
+        await node.stop()
+    _logger.info("stopped; everything that was acknowledged is in %s", node.database)
     return code
 
 
-def _tune_collector() -> None:
-    """What exists now stays; messages die by their reference counts and need no frequent search for cycles."""
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(50_000, 50, 1000)
+def _welcome(settings: Settings, node: Node, hints: bool) -> list[str]:
+    host, port = settings.mqtt.host, node.port
+    lines = [
+        f"berm: {settings.node.name} listens on mqtt://{f'[{host}]' if ':' in host else host}:{port}",
+        f"berm: the log is {node.database}",
+    ]
+    if hints:
+        command = sys.argv[0]
+        data = settings.storage.path
+        lines += [
+            "berm: try, in another terminal:",
+            f"  mosquitto_sub -h {host} -p {port} -t 'plant/#' -v",
+            f"  mosquitto_pub -h {host} -p {port} -t plant/oven/temperature -q 1 -m '{{\"value\": 214.5}}'",
+            f"  {command} status --data {data}",
+            f"  {command} replay --data {data} --topic 'plant/#' --from -5m",
+            "berm: Ctrl-C stops it",
+        ]
+    return lines
 
 
 class Node:
-    """A running node."""
+    """A running node.
+
+    Raises:
+        LoadError: a processor file can't be used.
+        StorageError: the data directory can't be used.
+    """
 
     def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
         self._settings = settings
         self._loop = loop
-        self._definitions = [d for section in settings.processors for d in load_file(Path(section.file))]
-        self._engine = SQLiteEngine(Path(settings.storage.path))
+        definitions = parts.definitions(settings)
+        self._engine = SQLiteEngine(settings.storage.path)
         if self._engine.quarantined is not None:
             _logger.error(
-                "the log was damaged and is now %s; the node goes on with an empty one", self._engine.quarantined
+                "the log was damaged, is now %s, and the node goes on with an empty one; "
+                "`sqlite3 FILE .recover` may bring events back from it",
+                self._engine.quarantined,
             )
+        self.database = self._engine.path.absolute()
         post = loop.call_soon_threadsafe
         self._workers = [ThreadWorker(f"berm-{name}", post) for name in ("writer", "reader", "processors")]
-        writer, reader, self._user_code = self._workers
-        self.database = Path(settings.storage.path).resolve() / "berm.db"
+        writer, reader, user_code = self._workers
         self._log = Log(self._engine, writer, reader, settings.storage.memory_bytes)
-        self._hub = Hub(self._log, _limits(settings), loop.call_soon, _rules(settings))
+        self._hub = Hub(self._log, parts.limits(settings), loop.call_soon, parts.durability(settings))
+        self._runtimes = [Runtime(each, self._log, user_code, self._hub, compile_filters) for each in definitions]
         self._server = Server(self._hub, settings.mqtt.host, settings.mqtt.port)
-        self._runtimes: list[Runtime] = []
         self._dialers: list[Dialer] = []
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -110,26 +133,23 @@ class Node:
 
         Raises:
             StartError: the address can't be listened on.
+            StorageError: the state can't be read.
         """
         now = time_ns() // 1000
         epoch = self._identify(now)
         self._hub.restore(now)
-        for definition in self._definitions:
-            runtime = self._runtime(definition)
-            self._runtimes.append(runtime)
+        for runtime in self._runtimes:
             runtime.start()
         mqtt = self._settings.mqtt
         try:
             await self._server.start()
         except OSError as error:
             raise StartError(
-                f"cannot listen on {mqtt.host}:{mqtt.port}: {error.strerror}; "
+                f"cannot listen on {mqtt.host}:{mqtt.port}: {words(error)}; "
                 "stop what uses it, or set mqtt.host and mqtt.port"
             ) from error
-        for section in self._settings.bridges:
-            uplink = Uplink(_bridge(section, self._settings), self._log, node=self._settings.node.name, epoch=epoch)
-            dialer = Dialer(uplink)
-            self._dialers.append(dialer)
+        self._dialers += [self._dialer(parts.bridge(section), epoch) for section in self._settings.bridges]
+        for dialer in self._dialers:
             dialer.start()
         self._tick()
 
@@ -147,87 +167,48 @@ class Node:
         return 0
 
     async def stop(self) -> None:
-        """Close the listener and every connection, commit what is open, and let go of the data directory."""
+        """Acknowledge what has arrived, close every connection, and let go of the data directory."""
         if self._ticker is not None:
             self._ticker.cancel()
-        for runtime in self._runtimes:
-            runtime.stop()
+        await self._settle()
         for dialer in self._dialers:
             dialer.stop()
         await self._server.stop()
+        for runtime in self._runtimes:
+            runtime.stop()
         drained = asyncio.Event()
         self._log.drain(drained.set)
         await drained.wait()
-        await asyncio.sleep(0)
         for worker in self._workers:
             worker.close()
         self._engine.close()
 
+    async def _settle(self) -> None:
+        """Wait until what has arrived by now is committed and acknowledged, or can't be."""
+        upto = self._log.last
+        while self._log.committed < upto and self._log.failure is None:  # noqa: ASYNC110 - a commit or two, at the end
+            await asyncio.sleep(0.001)
+        await asyncio.sleep(0)  # acknowledgements are written in the turn after the commit
+
     def _tick(self) -> None:
+        self._ticker = self._loop.call_later(TICK, self._tick)
         now = time_ns() // 1000
         for runtime in self._runtimes:
             runtime.tick(now)
-        self._ticker = self._loop.call_later(TICK, self._tick)
 
     def _identify(self, now: int) -> int:
         """The epoch of this log: when it began. Seqs of a log that was lost can't be mistaken for those of the next."""
-        meta = dict(self._log.rows(META))
-        epoch = meta.get("epoch")
-        if epoch is None:
-            epoch = str(now)
-            self._log.open.put(META, ("epoch",), (epoch,))
+        epoch = next((value for name, value in self._log.rows(META) if name == "epoch"), str(now))
+        self._log.open.put(META, ("epoch",), (epoch,))
         self._log.open.put(META, ("node",), (self._settings.node.name,))
-        return int(epoch or 0)
+        return int(str(epoch))
 
-    def _runtime(self, definition: Definition) -> Runtime:
-        return Runtime(definition, self._log, self._user_code, self._hub, compile_filters)
-
-
-def _limits(settings: Settings) -> Limits:
-    mqtt = settings.mqtt
-    return Limits(
-        max_connections=mqtt.max_connections,
-        max_packet_size=mqtt.max_packet_size,
-        receive_maximum=mqtt.receive_maximum,
-        max_inflight=mqtt.max_inflight,
-        max_keep_alive=mqtt.max_keep_alive,
-        topic_alias_maximum=mqtt.topic_alias_maximum,
-        max_session_expiry=mqtt.max_session_expiry,
-        max_subscriptions=mqtt.max_subscriptions,
-        connect_timeout=mqtt.connect_timeout,
-        write_buffer=mqtt.write_buffer,
-        group_bytes=settings.storage.group_bytes,
-        queue_qos0=mqtt.queue_qos0,
-    )
-
-
-def _rules(settings: Settings) -> Callable[[str], int | None] | None:
-    rules = [(rule.topic, DURABILITY[rule.durability]) for rule in settings.storage.rules]
-    if not rules:
-        return None
-
-    def durability(topic: str) -> int | None:
-        return next((durability for filter, durability in rules if matches(filter, topic)), None)
-
-    return durability
-
-
-def _bridge(section: BridgeSection, settings: Settings) -> BridgeSettings:
-    return BridgeSettings(
-        name=section.name,
-        host=section.host,
-        port=section.port,
-        client_id=section.client_id or f"{settings.node.name}-{section.name}",
-        username=section.username,
-        password=section.password,
-        version=5 if section.version == "5" else 4,
-        keep_alive=section.keep_alive,
-        window=section.window,
-        window_bytes=section.window_bytes,
-        backoff_min=section.backoff_min,
-        backoff_max=section.backoff_max,
-        routes=tuple(
-            RouteSettings(r.name, r.topic, r.qos, r.prefix, "beginning" if r.start == "beginning" else "end")
-            for r in section.routes
-        ),
-    )
+    def _dialer(self, settings: BridgeSettings, epoch: int) -> Dialer:
+        node = self._settings.node.name
+        report = logging.getLogger("berm.bridge").warning
+        return Dialer(
+            settings.name,
+            settings.host,
+            settings.port,
+            lambda wake: Uplink(settings, self._log, node=node, epoch=epoch, wake=wake, report=report),
+        )

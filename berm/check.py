@@ -7,8 +7,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from berm.parts import load_processors
 from berm.settings import Settings
 from berm.status import lock_holder
+from processors import LoadError
 
 
 @dataclass(frozen=True, slots=True)
@@ -22,10 +24,11 @@ class Fact:
 def check(settings: Settings) -> Iterator[Fact]:
     """Everything worth knowing before a start, in the order of the start."""
     yield Fact(f"node: {settings.node.name}, MQTT on {settings.mqtt.host}:{settings.mqtt.port}")
-    yield _check_directory(settings.storage.path)
-    yield _check_lock(settings.storage.path)
-    for processor in settings.processors:
-        yield _check_processors(processor.file)
+    directory = _check_directory(settings.storage.path)
+    yield directory
+    if not directory.wrong:
+        yield _check_lock(settings.storage.path)
+    yield from _check_processors(settings)
     for bridge in settings.bridges:
         routes = ", ".join(f"{route.name} ({route.topic})" for route in bridge.routes)
         yield Fact(f"bridge {bridge.name}: to {bridge.host}:{bridge.port} as {bridge.client_id}: {routes}")
@@ -53,3 +56,13 @@ def _check_lock(data: Path) -> Fact:
     if pid is None:
         return Fact("lock: no node is running on this directory")
     return Fact(f"lock: a node is running on this directory{f', pid {pid}' if pid else ''}")
+
+
+def _check_processors(settings: Settings) -> Iterator[Fact]:
+    """Import each file, as the start does."""
+    for file, loaded in load_processors(settings):
+        if isinstance(loaded, LoadError):
+            yield Fact(f"processors: {loaded}", wrong=True)
+        else:
+            names = ", ".join(f"{each.name} ({each.filter}: {each.what})" for each in loaded)
+            yield Fact(f"processors: {file}: {names or 'none in it'}")

@@ -66,16 +66,22 @@ def berm(
     """An edge MQTT broker that never loses an acknowledged message."""
 
 
-@app.command()
-def run(config: ConfigOption = None, overrides: SetOption = None) -> None:
+@app.command(short_help="Run a node.")
+def run(
+    config: ConfigOption = None,
+    overrides: SetOption = None,
+    hints: Annotated[
+        bool | None, typer.Option("--hints/--no-hints", help="Say what to try next; otherwise only on a terminal.")
+    ] = None,
+) -> None:
     """Run a node until SIGTERM or SIGINT."""
     settings = _load(config, overrides)
     from berm.app import main as run_node
 
-    raise typer.Exit(run_node(settings))
+    raise typer.Exit(run_node(settings, sys.stdout.isatty() if hints is None else hints))
 
 
-@app.command()
+@app.command(short_help="Tell whether a node could start.")
 def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     """Tell whether a node could start: settings, data directory, processor files."""
     from berm.check import check as examine
@@ -92,7 +98,7 @@ def check(config: ConfigOption = None, overrides: SetOption = None) -> None:
     print("ok")
 
 
-@app.command()
+@app.command(short_help="Read history out of the log.")
 def replay(
     topics: Annotated[
         list[str] | None, typer.Option("--topic", "-t", metavar="FILTER", help="Topic filter. Repeatable; none: all.")
@@ -126,7 +132,7 @@ def replay(
             _publish(events, broker)
 
 
-@app.command()
+@app.command(short_help="Tell what is in the log, and who reads it.")
 def status(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
     config: ConfigOption = None,
@@ -134,16 +140,13 @@ def status(
     data: DataOption = None,
 ) -> None:
     """Tell what is in the log, who reads it and how far behind each reader is, running node or not."""
-    from berm.status import gather, render, to_json
+    from berm.status import gather, to_json, to_text
 
     directory = _data(config, overrides, data)
     with _engine(directory) as engine, _interruptible():
         found = gather(engine, directory)
-        if as_json:
-            sys.stdout.buffer.write(to_json(found))
-            sys.stdout.flush()
-        else:
-            render(found)
+        sys.stdout.buffer.write(to_json(found) if as_json else to_text(found).encode())
+        sys.stdout.flush()
 
 
 def _load(config: Path | None, overrides: list[str] | None) -> Settings:

@@ -148,7 +148,7 @@ def _problem(details: ErrorDetails, place: Place) -> str:
     words = "a table" if field is None else allowed(field)
     if kind == "missing":
         return f"it is missing; allowed: {words}"
-    if kind == "too_short":
+    if kind == "empty":
         return f"it is empty; allowed: {words}, at least one"
     value = _shown(details["input"]) if field is None or field.repr else "this value"
     if kind == "value_error":

@@ -72,17 +72,22 @@ class JsonFormatter(logging.Formatter):
         return orjson.dumps(line).decode()
 
 
-def formatter(format: str, environment: Mapping[str, str]) -> logging.Formatter:
-    """The one for `log.format`; text changes where systemd says that stderr is its journal."""
-    if format == "json":
-        return JsonFormatter()
-    return JournalFormatter() if "JOURNAL_STREAM" in environment else TextFormatter()
+def in_journal(descriptor: int, environment: Mapping[str, str]) -> bool:
+    """Whether systemd has connected this descriptor to its journal; children inherit the variable, not always that."""
+    try:
+        found = os.fstat(descriptor)
+    except OSError:
+        return False
+    return environment.get("JOURNAL_STREAM") == f"{found.st_dev}:{found.st_ino}"
 
 
 def configure(level: str, format: str) -> None:
     """Write everything from `level` on to stderr."""
     handler = logging.StreamHandler(sys.stderr)
-    handler.setFormatter(formatter(format, os.environ))
+    if format == "json":
+        handler.setFormatter(JsonFormatter())
+    else:
+        handler.setFormatter(JournalFormatter() if in_journal(2, os.environ) else TextFormatter())
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())

@@ -1,13 +1,16 @@
-"""What the settings mean to each part of a node: pure functions from settings to the parts' own values."""
+"""What the settings mean to each part of a node: functions from settings to the parts' own values."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 
 from berm.settings import BridgeSection, Settings
 from bridge import BridgeSettings, RouteSettings
 from broker.hub import Limits
 from broker.mqtt.topic import matches
+from processors import Definition, LoadError
+from processors.loading import load_file
 from storage.interface import DURABILITY
 
 
@@ -59,3 +62,37 @@ def bridge(section: BridgeSection) -> BridgeSettings:
         backoff_max=section.backoff_max,
         max_packet_size=section.max_packet_size,
     )
+
+
+def load_processors(settings: Settings) -> Iterator[tuple[Path, Sequence[Definition] | LoadError]]:
+    """What each processor file defines, or why it can't be used. A name that an earlier file has taken is an error."""
+    taken: dict[str, Path] = {}
+    for section in settings.processors:
+        file = section.file
+        try:
+            found = load_file(file)
+            for definition in found:
+                other = taken.setdefault(definition.name, file)
+                if other != file:
+                    raise LoadError(
+                        f"{file}: a processor in {other} is named {definition.name!r} too; "
+                        "its state is kept by that name, so give one of them another"
+                    )
+        except LoadError as error:
+            yield file, error
+        else:
+            yield file, found
+
+
+def definitions(settings: Settings) -> list[Definition]:
+    """What all processor files define, in their order.
+
+    Raises:
+        LoadError: a file can't be used.
+    """
+    found: list[Definition] = []
+    for _, loaded in load_processors(settings):
+        if isinstance(loaded, LoadError):
+            raise loaded
+        found += loaded
+    return found

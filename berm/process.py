@@ -10,7 +10,7 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 SWITCH_INTERVAL: Final = 0.0005
@@ -67,6 +67,15 @@ def on_stop_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) ->
 
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, first, number)
+
+
+def say(lines: Iterable[str]) -> None:
+    """Print lines for whoever has started the node; nobody has to be there to read them."""
+    try:
+        print("\n".join(lines), flush=True)
+    except OSError:
+        # The interpreter flushes stdout once more when it ends, and must not fail at that.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def notify(state: str) -> None:

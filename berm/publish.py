@@ -18,6 +18,7 @@ from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.packets import Connack, Connect, Disconnect, Puback, Publish
 from broker.mqtt.properties import Property, decode_properties
 from broker.mqtt.reason import Reason
+from broker.net.errors import words
 from storage.interface import Event
 
 WINDOW: Final = 100
@@ -85,13 +86,13 @@ class Report:
         return self.acknowledged + self.unasked == self.sent and not self.oversized
 
     def __str__(self) -> str:
-        parts = [f"re-published {self.sent} events, {self.acknowledged} acknowledged"]
+        parts = [f"published {self.sent}, acknowledged {self.acknowledged}"]
         if self.unasked:
-            parts.append(f"{self.unasked} sent at QoS 0")
+            parts.append(f"sent at QoS 0 {self.unasked}")
         if self.refused:
-            parts.append(f"{self.refused} refused")
+            parts.append(f"refused {self.refused}")
         if self.oversized:
-            parts.append(f"{self.oversized} left out, larger than the broker takes")
+            parts.append(f"left out {self.oversized} larger than the broker takes")
         return ", ".join(parts)
 
 
@@ -114,7 +115,7 @@ async def _publish(events: Iterable[Event], target: Target, report: Report) -> N
     except TimeoutError:
         raise PublishError(f"{target}: no answer within {PATIENCE} s") from None
     except OSError as error:
-        raise PublishError(f"{target}: {error.strerror or error}") from None
+        raise PublishError(f"{target}: {words(error)}") from None
 
 
 async def _send_all(events: Iterable[Event], connection: _Connection, report: Report) -> None:

@@ -127,13 +127,13 @@ class StorageSection(Section):
         default=Path("data"), description="directory of the log and all other state; relative to the configuration file"
     )
     memory_bytes: int = Field(
-        default=16 * MIB,
+        default=12 * MIB,
         ge=64 * KIB,
         le=64 * GIB,
         description="ring of recent events for readers that nearly keep up, and for durability `memory`, in bytes",
     )
     group_bytes: int = Field(
-        default=8 * MIB,
+        default=4 * MIB,
         ge=64 * KIB,
         le=GIB,
         description="most that one commit gathers before reading from publishers pauses, in bytes",
@@ -187,6 +187,9 @@ class LogSection(Section):
     level: Literal["debug", "info", "warning", "error"] = Field(
         default="info", description="least important lines that are written"
     )
+    format: Literal["text", "json"] = Field(
+        default="text", description="text: a line for people; json: an object on each line, for programs"
+    )
 
 
 class ProcessorSection(Section):
@@ -230,13 +233,19 @@ class BridgeSection(Section):
     window_bytes: int = Field(
         default=4 * MIB, ge=KIB, le=GIB, description="their size together, in bytes; one may stand out over it"
     )
+    max_packet_size: int = Field(
+        default=LARGEST_PACKET,
+        ge=64,
+        le=LARGEST_PACKET,
+        description="largest packet that the peer takes, in bytes; an MQTT 5 peer says so itself and can lower it",
+    )
     backoff_min: float = Field(
         default=0.5, ge=0.01, le=86400, allow_inf_nan=False, description="shortest pause before connecting again, in s"
     )
     backoff_max: float = Field(
         default=30.0, ge=0.01, le=86400, allow_inf_nan=False, description="longest pause before connecting again, in s"
     )
-    routes: tuple[RouteSection, ...] = Field(min_length=1, strict=False, description="what is forwarded")
+    routes: tuple[RouteSection, ...] = Field(strict=False, description="what is forwarded")
 
     @field_validator("password")
     @classmethod
@@ -258,7 +267,9 @@ class BridgeSection(Section):
     @field_validator("routes")
     @classmethod
     def check_routes(cls, value: tuple[RouteSection, ...]) -> tuple[RouteSection, ...]:
-        """A route's name is where its place in the log is kept."""
+        """A bridge without a route would forward nothing; a route's name is where its place in the log is kept."""
+        if not value:  # as a length of the field it would count wrong routes as missing ones
+            raise PydanticCustomError("empty", "no routes")
         _refuse_twins("name", (route.name for route in value))
         return value
 

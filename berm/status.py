@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import fcntl
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import orjson
 
 from berm.times import format_time
 from storage.interface import CURSORS, META, SESSIONS, Engine, Event
-
-if TYPE_CHECKING:
-    from rich.table import Table
 
 LOCK: Final = "berm.lock"
 """The file in the data directory that a running node holds locked, with its process id in it."""
@@ -96,7 +93,9 @@ def gather(engine: Engine, data: Path) -> Status:
     last = engine.last()
     meta = {str(name): str(value) for name, value in engine.rows(META)}
     first = _first(engine, last)
-    sessions = sorted(_sessions(engine, last, pid is not None), key=lambda session: (-session.behind, session.client_id))
+    sessions = sorted(
+        _sessions(engine, last, pid is not None), key=lambda session: (-session.behind, session.client_id)
+    )
     return Status(
         data=str(data),
         running=pid is not None,
@@ -124,11 +123,8 @@ def to_json(status: Status) -> bytes:
     return orjson.dumps(asdict(status), option=orjson.OPT_INDENT_2 | orjson.OPT_APPEND_NEWLINE)
 
 
-def render(status: Status) -> None:
-    """Print it for people."""
-    from rich.console import Console, Group  # a node that runs needs none of it
-    from rich.text import Text
-
+def to_text(status: Status) -> str:
+    """Some aligned lines for people."""
     running = f"running, pid {status.pid}" if status.pid else "running" if status.running else "stopped"
     files = ", ".join(f"{name} {_size(size)}" for name, size in status.files.items())
     if status.last_seq:
@@ -142,17 +138,18 @@ def render(status: Status) -> None:
         ("log", events),
         ("sessions", f"{status.sessions:,}, {status.connected:,} connected"),
     ]
-    parts: list[Text | Table] = [_table((), facts)]
+    parts = [_columns(facts)]
     if status.most_behind:
+        header = ("session", "connected", "position", "behind")
         rows = [
-            (each.client_id, "yes" if each.connected else "no", f"{each.position:,}", f"{each.behind:,}")
+            (_plain(each.client_id), "yes" if each.connected else "no", f"{each.position:,}", f"{each.behind:,}")
             for each in status.most_behind
         ]
-        parts += [Text(), _table(("session", "connected", "position", "behind"), rows)]
+        parts.append(_columns([header, *rows], numbers=2))
     if status.cursors:
         rows_of_cursors = [(each.name, f"{each.position:,}", f"{each.behind:,}") for each in status.cursors]
-        parts += [Text(), _table(("processor or route", "position", "behind"), rows_of_cursors)]
-    Console(highlight=False).print(Group(*parts))
+        parts.append(_columns([("processor or route", "position", "behind"), *rows_of_cursors], numbers=2))
+    return "\n".join(parts)
 
 
 def _first(engine: Engine, last: int) -> Event | None:
@@ -174,16 +171,23 @@ def _sessions(engine: Engine, last: int, running: bool) -> Iterable[SessionReade
         yield SessionReader(str(row[client_id]), running and bool(row[connected]), place, max(0, last - place))
 
 
-def _table(headers: tuple[str, ...], rows: Iterable[tuple[str, ...]]) -> Table:
-    from rich.table import Table
-    from rich.text import Text
+def _columns(rows: Sequence[tuple[str, ...]], numbers: int = 0) -> str:
+    """Rows as aligned lines; the last `numbers` columns are aligned on the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    left = len(widths) - numbers
+    return "".join(
+        "  ".join(
+            cell.ljust(width) if index < left else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        + "\n"
+        for row in rows
+    )
 
-    table = Table(box=None, show_header=bool(headers), pad_edge=False)
-    for header in headers:
-        table.add_column(header, justify="right" if header in ("position", "behind") else "left")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    return table
+
+def _plain(text: str) -> str:
+    """Text that a client has chosen, without what would change the terminal."""
+    return "".join(each if each.isprintable() else f"\\x{ord(each):02x}" for each in text)
 
 
 def _size(size: float) -> str:

@@ -35,6 +35,9 @@ class ListEngine:
                 else:
                     kept[key] = values
 
+    def upkeep(self) -> None:
+        pass
+
     def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
         found: list[Event] = []
         for event in self.events:
@@ -66,7 +69,12 @@ class Turns:
     def __init__(self) -> None:
         self._queue: deque[tuple[Callable[[], object], Callable[[object, BaseException | None], None]]] = deque()
 
-    def submit(self, work: Callable[[], object], done: Callable[[object, BaseException | None], None]) -> None:
+    def submit(
+        self,
+        work: Callable[[], object],
+        done: Callable[[object, BaseException | None], None],
+        after: Callable[[], None] | None = None,
+    ) -> None:
         self._queue.append((work, done))
 
     def run(self) -> None:
