@@ -10,6 +10,7 @@ import asyncio
 import logging
 import sys
 from time import time_ns
+from typing import Final
 
 import uvloop
 
@@ -20,7 +21,7 @@ from bridge import BridgeSettings, Uplink
 from broker.hub import Hub
 from broker.mqtt.topic import compile_filters
 from broker.net.dialer import Dialer
-from broker.net.errors import words
+from broker.net.listener import Endpoint, TCPAddress
 from broker.net.server import TICK, Server
 from processors import LoadError
 from processors.runtime import Runtime
@@ -30,6 +31,9 @@ from storage.sqlite import SQLiteEngine
 from storage.worker import ThreadWorker
 
 _logger = logging.getLogger("berm.node")
+
+PATIENCE: Final = 2.0
+"""Seconds that a processor's function may take to return when the node stops."""
 
 
 class StartError(Exception):
@@ -114,12 +118,14 @@ class Node:
             )
         self.database = self._engine.path.absolute()
         post = loop.call_soon_threadsafe
-        self._workers = [ThreadWorker(f"berm-{name}", post) for name in ("writer", "reader", "processors")]
-        writer, reader, user_code = self._workers
+        self._workers = [ThreadWorker(f"berm-{name}", post) for name in ("writer", "reader")]
+        self._user_code = ThreadWorker("berm-processors", post)
+        writer, reader = self._workers
         self._log = Log(self._engine, writer, reader, settings.storage.memory_bytes)
         self._hub = Hub(self._log, parts.limits(settings), loop.call_soon, parts.durability(settings))
-        self._runtimes = [Runtime(each, self._log, user_code, self._hub, compile_filters) for each in definitions]
-        self._server = Server(self._hub, settings.mqtt.host, settings.mqtt.port)
+        self._runtimes = [Runtime(each, self._log, self._user_code, self._hub, compile_filters) for each in definitions]
+        address = TCPAddress(settings.mqtt.host, settings.mqtt.port)
+        self._server = Server(self._hub, [Endpoint(self._hub.listener, address)])
         self._dialers: list[Dialer] = []
         self._ticker: asyncio.TimerHandle | None = None
 
@@ -140,14 +146,10 @@ class Node:
         self._hub.restore(now)
         for runtime in self._runtimes:
             runtime.start()
-        mqtt = self._settings.mqtt
         try:
             await self._server.start()
         except OSError as error:
-            raise StartError(
-                f"cannot listen on {mqtt.host}:{mqtt.port}: {words(error)}; "
-                "stop what uses it, or set mqtt.host and mqtt.port"
-            ) from error
+            raise StartError(f"{error}; stop what uses it, or set mqtt.host and mqtt.port") from error
         self._dialers += [self._dialer(parts.bridge(section), epoch) for section in self._settings.bridges]
         for dialer in self._dialers:
             dialer.start()
@@ -181,6 +183,8 @@ class Node:
         await drained.wait()
         for worker in self._workers:
             worker.close()
+        if not self._user_code.close(PATIENCE):
+            _logger.warning("a processor's function does not return; the node stops without it, and calls it again")
         self._engine.close()
 
     async def _settle(self) -> None:

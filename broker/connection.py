@@ -5,6 +5,10 @@ is gone (`lost`). What it has to say gathers in `out`, and the hub writes it to 
 
 Whatever a peer sends, the worst that comes of it is a `ProtocolError`, which ends this connection: with the reason
 code where the version has one, and one line in the log.
+
+What one connection can make the broker hold is bounded. Messages for it are given out up to `limit` bytes; then its
+session reads the log instead. Answers to it (PUBACK, PINGRESP, SUBACK and the like) can't be left out: where as many
+bytes of them again wait for a peer that does not read, or for a commit, the peer is not read from until they are gone.
 """
 
 from __future__ import annotations
@@ -12,9 +16,11 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from broker.mount import MountedDecoder
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import (
+    REASONS,
     Auth,
     Connack,
     Connect,
@@ -39,6 +45,7 @@ from broker.router import Grant
 
 if TYPE_CHECKING:
     from broker.hub import Hub
+    from broker.listener import Listener
     from broker.session import Session
 
 _TRAVELS_NOT: Final = frozenset((Property.TOPIC_ALIAS, Property.MESSAGE_EXPIRY_INTERVAL))
@@ -46,6 +53,8 @@ _TRAVELS_NOT: Final = frozenset((Property.TOPIC_ALIAS, Property.MESSAGE_EXPIRY_I
 
 _READ_BUDGET: Final = 64 << 10
 """Bytes after which a connection waits for the end of the turn, so that what comes out keeps up with what goes in."""
+_NAME_SHOWN: Final = 64
+"""Characters of a client identifier that a line in the log shows: it may have 65,535 bytes."""
 
 
 class Wire(Protocol):
@@ -53,12 +62,19 @@ class Wire(Protocol):
 
     peer: str
     """Who is at the other end, for people: `127.0.0.1:50123`."""
+    host: str
+    """The address of the other end, without a port; empty where it has none."""
+    identity: str
+    """Who the transport has proved the other end to be, such as a certificate's common name; empty: nobody."""
 
     def write(self, data: bytes) -> None:
         """Send, or keep until it can be sent."""
 
     def close(self) -> None:
         """Close once everything written has been sent."""
+
+    def abort(self) -> None:
+        """Close at once."""
 
     def pause_reading(self) -> None:
         """Let the peer wait."""
@@ -80,19 +96,28 @@ class Connection:
         "held",
         "keep_alive",
         "limit",
+        "limits",
+        "listener",
         "max_packet_size",
         "opened",
         "out",
         "owed",
         "pending",
+        "quota",
         "session",
+        "shaped",
+        "unread",
+        "unreleased",
         "version",
+        "volatile",
         "will",
         "wire",
     )
 
-    def __init__(self, hub: Hub, wire: Wire, now: int) -> None:
+    def __init__(self, hub: Hub, wire: Wire, now: int, listener: Listener) -> None:
         self.wire = wire
+        self.listener = listener
+        self.limits = limits = listener.limits
         self.session: Session | None = None
         self.version = 0
         self.opened = now
@@ -102,24 +127,39 @@ class Connection:
         self.will: Will | None = None
         self.max_packet_size = 0
         """The largest packet that the client takes; 0: any."""
+        self.shaped = bool(listener.mount_point)
+        """Frames that suit other clients may not suit this one: its topics, or its packets' size, differ."""
         self.out: list[bytes] = []
         self.pending = 0
-        """Bytes in `out`."""
-        self.limit = hub.limits.write_buffer
+        """Bytes in `out`, and of what is to be sent after a commit."""
+        self.limit = limits.write_buffer
         self.blocked = False
         """The wire takes no more for now."""
+        self.unread = 0
+        """Bytes that were written nevertheless."""
         self.owed = 0
         """QoS 1 and 2 messages of the client that are not acknowledged yet."""
+        self.unreleased = 0
+        """QoS 2 messages that came on this connection and whose PUBREL has not."""
+        self.quota = limits.receive_maximum
+        """How many of either the client may have."""
         self.held = False
+        self.volatile = False
+        """Held for readers that would lose events which are kept in memory only."""
+        """Nothing is read from the wire for now."""
         self.closed = False
         self._hub = hub
-        self._decoder = Decoder(0, hub.limits.max_packet_size)
+        self._decoder = Decoder(0, limits.max_packet_size)
+        if listener.mount_point:
+            self._decoder = MountedDecoder(listener.mount_point, 0, limits.max_packet_size)
         self._aliases: dict[int, str] = {}
 
     # -- in
 
     def receive(self, data: bytes, now: int) -> None:
         """Handle what was read from the wire."""
+        if self.closed:
+            return
         hub = self._hub
         hub.now = self.heard = now
         try:
@@ -135,19 +175,26 @@ class Connection:
         session = self.session
         if session is not None and not session.live:
             session.pump()
-        if len(data) >= _READ_BUDGET:
+        if len(data) >= _READ_BUDGET or self.owed > self.quota:
             hub.hold(self)
 
     def on_blocked(self, blocked: bool) -> None:
         """The wire can take no more, or can again."""
         self.blocked = blocked
-        if not blocked and self.session is not None and not self.session.live:
-            self.session.pump()
+        if not blocked:
+            self.unread = 0
+            self.hungry()
+
+    @property
+    def congested(self) -> bool:
+        """Whether so much waits for the client, or for a commit, that nothing more should be read from it."""
+        return self.owed > self.quota or self.unread > self.limit or self.pending > 2 * self.limit
 
     def lost(self, now: int) -> None:
         """The wire is gone."""
         if not self.closed:
             self._hub.now = now
+            self.out.clear()
             self._end(will=True)
 
     # -- out
@@ -190,26 +237,35 @@ class Connection:
         self._hub.complain(f"{self.name}: {error} (reason 0x{error.reason:02x}); connection closed")
         self.close(error.reason)
 
-    def close(self, reason: Reason, will: bool = True) -> None:
+    def close(self, reason: Reason) -> None:
         """End the connection, and tell the client why, where its version can."""
         if self.closed:
             return
         version = self.version or self._decoder.version
         if self.session is not None:
             if version == 5:
-                self.send(encode(Disconnect(reason), 5))  # [MQTT-4.13.1-1]
+                self.send(encode(Disconnect(_sayable(reason, Disconnect.TYPE)), 5))  # [MQTT-4.13.1-1]
         elif version:
-            self.send(encode(Connack(False, reason), version))
+            self.send(encode(Connack(False, _sayable(reason, Connack.TYPE)), version))
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
             self.send(encode(Connack(False, reason), 4))  # [MQTT-3.1.2-2]
-        self._end(will)
+        self._end(will=True)
+
+    def abort(self) -> None:
+        """End the connection at once, with nothing more said."""
+        self.out.clear()
+        self.wire.abort()
+        if not self.closed:
+            self._end(will=True)
 
     @property
     def name(self) -> str:
         """Who this is, for the log."""
         if self.session is None:
             return f"connection from {self.wire.peer}"
-        return f"client {self.session.client_id!r} from {self.wire.peer}"
+        client_id = self.session.client_id
+        more = "..." if len(client_id) > _NAME_SHOWN else ""
+        return f"client {client_id[:_NAME_SHOWN]!r}{more} from {self.wire.peer}"
 
     def _end(self, will: bool) -> None:
         if self.out:
@@ -228,6 +284,7 @@ class Connection:
         if first(packet.properties, Property.AUTHENTICATION_METHOD) is not None:
             raise ProtocolError(Reason.BAD_AUTHENTICATION_METHOD, "extended authentication is not offered")
         self.max_packet_size = _number(packet.properties, Property.MAXIMUM_PACKET_SIZE, 0)
+        self.shaped = self.shaped or bool(self.max_packet_size)
         self._hub.connect(self, packet)
 
     def _on_publish(self, packet: Publish) -> None:
@@ -240,17 +297,17 @@ class Connection:
             topic, properties, expires = self._resolve(packet)
         qos = packet.qos
         if qos:
-            self.owed += 1
-            if self.version == 5 and self.owed > hub.limits.receive_maximum:
-                raise ProtocolError(  # [MQTT-3.3.4-9]
-                    Reason.RECEIVE_MAXIMUM_EXCEEDED,
-                    f"more than {hub.limits.receive_maximum} unacknowledged messages",
-                )
             if qos == 2:
                 if packet.packet_id in session.received:
-                    self.owed -= 1
                     hub.after_commit(self, b"\x50\x02" + packet.packet_id.to_bytes(2))  # [MQTT-4.3.3-10]
                     return
+                self.unreleased += 1
+            self.owed += 1
+            if (self.owed > self.quota or self.unreleased > self.quota) and self.version == 5:  # [MQTT-3.3.4-7]
+                raise ProtocolError(
+                    Reason.RECEIVE_MAXIMUM_EXCEEDED, f"more than {self.quota} messages whose acknowledgement is due"
+                )
+            if qos == 2:
                 session.received.add(packet.packet_id)
         hub.publish(self, topic, packet.payload, qos, packet.retain, properties, expires, packet.packet_id)
 
@@ -259,7 +316,7 @@ class Connection:
         topic = packet.topic
         alias = _number(packet.properties, Property.TOPIC_ALIAS, 0)
         if alias:
-            if alias > self._hub.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
+            if alias > self.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
                 raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, f"topic alias {alias} is above the maximum")
             if topic:
                 self._aliases[alias] = topic
@@ -273,7 +330,10 @@ class Connection:
         return topic, properties, expires
 
     def _on_puback(self, packet: Puback) -> None:
-        self._connected().on_puback(packet.packet_id)
+        session = self.session
+        if session is None:
+            raise _not_connected()
+        session.on_puback(packet.packet_id)
 
     def _on_pubrec(self, packet: Pubrec) -> None:
         self._connected().on_pubrec(packet.packet_id, packet.reason)
@@ -285,38 +345,36 @@ class Connection:
         session = self._connected()
         packet_id = packet.packet_id
         reason = Reason.SUCCESS
+        if self.unreleased:
+            self.unreleased -= 1
         if packet_id in session.received:
             session.received.discard(packet_id)
             if session.persistent:
                 self._hub.checkpoint(session)
         elif self.version == 5:
             reason = Reason.PACKET_IDENTIFIER_NOT_FOUND
-        pubcomp = encode(Pubcomp(packet_id, reason), self.version)  # [MQTT-4.3.3-11]
-        self._hub.after_commit(self, pubcomp)
+        session.answer(encode(Pubcomp(packet_id, reason), self.version))  # [MQTT-4.3.3-11]
 
     def _on_subscribe(self, packet: Subscribe) -> None:
         session, hub = self._connected(), self._hub
         identifier = _number(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
         reasons: list[int] = []
-        retained: list[Grant] = []
         for asked in packet.subscriptions:
-            is_new = asked.filter not in session.grants
+            replaced = session.grants.get(asked.filter)
             if parse_share(asked.filter) is not None:
                 reasons.append(Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
-            elif is_new and len(session.grants) >= hub.limits.max_subscriptions:
+            elif replaced is None and len(session.grants) >= self.limits.max_subscriptions:
                 reasons.append(Reason.QUOTA_EXCEEDED)
             else:
-                grant = Grant(
-                    asked.filter, asked.qos, asked.no_local, asked.retain_as_published, identifier, hub.log.committed
-                )
-                hub.subscribe(session, grant)
+                since = hub.log.committed if replaced is None else replaced.since  # [MQTT-3.8.4-4]
+                grant = Grant(asked.filter, asked.qos, asked.no_local, asked.retain_as_published, identifier, since)
+                hub.subscribe(session, grant)  # [MQTT-3.8.4-3]
                 reasons.append(asked.qos)
-                if asked.retain_handling == 0 or (asked.retain_handling == 1 and is_new):  # [MQTT-3.3.1-9..11]
-                    retained.append(grant)
-        hub.after_commit(self, encode(Suback(packet.packet_id, tuple(reasons)), self.version))  # [MQTT-3.8.4-1]
-        for grant in retained:
-            for event in hub.retained.match(grant.filter):
-                session.give_retained(event, grant)
+                # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+                if asked.retain_handling == 0 or (asked.retain_handling == 1 and replaced is None):
+                    session.want_retained(grant)
+        # [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.8.4-6]
+        session.answer(encode(Suback(packet.packet_id, tuple(reasons)), self.version))
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         session = self._connected()
@@ -324,7 +382,7 @@ class Connection:
             Reason.SUCCESS if self._hub.unsubscribe(session, filter) else Reason.NO_SUBSCRIPTION_EXISTED
             for filter in packet.filters
         )
-        self._hub.after_commit(self, encode(Unsuback(packet.packet_id, reasons), self.version))  # [MQTT-3.10.4-4]
+        session.answer(encode(Unsuback(packet.packet_id, reasons), self.version))  # [MQTT-3.10.4-4]
 
     def _on_pingreq(self, _: Pingreq) -> None:
         self._connected()
@@ -336,8 +394,8 @@ class Connection:
         if isinstance(interval, int):
             if interval and not session.expiry:
                 raise ProtocolError(Reason.PROTOCOL_ERROR, "a session that ends with its connection can't be prolonged")
-            session.expiry = min(interval, self._hub.limits.max_session_expiry)
-        self._end(will=packet.reason == Reason.DISCONNECT_WITH_WILL_MESSAGE)  # [MQTT-3.14.4-3]
+            session.expiry = min(interval, self.limits.max_session_expiry)
+        self._end(will=packet.reason != Reason.NORMAL_DISCONNECTION)  # [MQTT-3.14.4-3]
 
     def _on_auth(self, _: Auth) -> None:
         raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH without an authentication method")
@@ -353,6 +411,10 @@ class Connection:
 
 def _not_connected() -> ProtocolError:
     return ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")  # [MQTT-3.1.0-1]
+
+
+def _sayable(reason: Reason, packet_type: int) -> Reason:
+    return reason if reason in REASONS[packet_type] else Reason.UNSPECIFIED_ERROR
 
 
 def _number(properties: Properties, property: Property, default: int) -> int:

@@ -18,16 +18,19 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from heapq import heappop, heappush
 from typing import Final
 from uuid import uuid4
 
 from broker.connection import Connection, Wire
 from broker.frames import FrameCache
+from broker.listener import Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import Connack, Connect, Will
 from broker.mqtt.properties import WILL, Properties, Property, decode_properties, encode_properties, first
 from broker.mqtt.reason import Reason
+from broker.mqtt.topic import SHARE, matches
 from broker.retained import Retained
 from broker.router import Grant, Router
 from broker.session import NEVER, Session
@@ -55,8 +58,15 @@ _REFRESH = 60
 _COMPLAINTS = 20
 """Lines about misbehaving peers that one second may log."""
 _RULES_KEPT = 10_000
+_REFRESHED = 500
+"""Rows of connected sessions that one second brings up to date at most."""
+_PROMISE = 100
+"""Bytes that something to be sent after a commit takes in memory beside its own."""
+_BRIDGE_STATE = "$SYS/broker/connection/+/state"
+"""Where a bridge of Mosquitto says whether it is up."""
 
-Acknowledgement = tuple[Connection, bytes, Event]
+Acknowledgement = tuple[Connection, bytes, Event | None]
+"""Whom to send what once this event is kept; None: a message that is not to be kept at all."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,7 +83,7 @@ class Limits:
     max_subscriptions: int = 1000
     connect_timeout: int = 10
     write_buffer: int = 512 << 10
-    group_bytes: int = 8 << 20
+    group_bytes: int = 4 << 20
     queue_qos0: bool = False
 
 
@@ -104,17 +114,24 @@ class Hub:
     ) -> None:
         self.log = log
         self.limits = limits
+        """The node's own; those of a listener are what its clients meet."""
+        self.listener = Listener("", limits)
+        """Where a connection comes from that nobody says more of."""
         self.queue_qos0 = limits.queue_qos0
         self.frames = FrameCache()
         self.router: Router[Session] = Router()
         self.retained = Retained()
         self.sessions: dict[str, Session] = {}
         self.connections: set[Connection] = set()
+        self.clients = 0
+        """Connections whose CONNECT was accepted."""
         self.now = log.last_ts
         """The time of what is being handled, µs since the epoch."""
         self.received = 0
         self.delivered = 0
         self.refused_messages = 0
+        self.forbidden = 0
+        """Messages to topics that are not for clients to publish to."""
         self.crashed = 0
         """Connections ended by an error of ours."""
         self.dropped_full = 0
@@ -122,6 +139,10 @@ class Hub:
         self.dropped_oversized = 0
         self.dropped_away = 0
         self.dropped_gone = 0
+        self.behind: set[Session] = set()
+        """Connected sessions that read the log from their cursors."""
+        self._crowded = False
+        """Whether sessions that are getting on need events that the log's memory would soon drop."""
         self._rule = durability
         self._rules: dict[str, int | None] = {}
         self._schedule = schedule
@@ -130,10 +151,16 @@ class Hub:
         self._promises = _Promises()
         self._promised = _Promises()
         """Of the group on its way."""
-        self._dirty: list[Session] = []
-        self._held: list[Connection] = []
+        self._dirty: set[Session] = set()
+        self._refreshing: list[Session] = []
+        """Connected sessions whose rows are yet to be brought up to date in this round."""
+        self._held: dict[Connection, None] = {}
+        self._strangers: dict[Connection, None] = {}
+        """Connections without a CONNECT, the oldest first."""
         self._wills: dict[str, tuple[int, Will]] = {}
         """Wills that are due at a time: client identifier to (µs since the epoch, will)."""
+        self._leaving: list[tuple[int, str]] = []
+        """A heap of when sessions end (µs since the epoch, client identifier), unless their clients return before."""
         self._next_second = 0
         self._next_refresh = 0
         self._complaints = 0
@@ -155,11 +182,17 @@ class Hub:
         """Admit one message of a client."""
         log = self.log
         self.received += 1
+        if topic[0] == "$" and not _may_publish(topic, connection.listener):
+            self._forbid(connection, topic, qos, packet_id)
+            return
         if log.failure is not None and self._cannot_keep(connection, qos, packet_id):
             return
         session = connection.session
         assert session is not None
-        durability = self._durability(topic, qos)
+        if self._rule is None:
+            durability = FSYNC if qos else OS
+        else:
+            durability = self._durability(topic, qos)
         event = log.append(self.now, topic, payload, qos, retain, session.client_id, properties, expires, durability)
         if qos == 0:
             self._fan_out_early(event)
@@ -178,7 +211,10 @@ class Hub:
             self._keep_retained(event)
         if not self._scheduled:
             self._wake()
-        if log.open.weight > self.limits.group_bytes:
+        if self._crowded and durability == MEMORY and qos:
+            connection.volatile = True
+            self.hold(connection)
+        elif log.open.weight > self.limits.group_bytes:
             self.hold(connection)
 
     def emit(
@@ -226,11 +262,17 @@ class Hub:
         for delivery in self.router.match(event.topic):
             session = delivery.session
             if session.live:
-                session.give(event, delivery)
+                try:
+                    session.give(event, delivery)
+                except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
+                    self.crash(session.connection)
 
     def _keep_retained(self, event: Event) -> None:
         if event.early:
             self.retained.store(event)
+        self._put_retained(event)
+
+    def _put_retained(self, event: Event) -> None:
         if event.durability == MEMORY:
             return
         if event.payload:
@@ -247,18 +289,44 @@ class Hub:
         if qos == 0:
             self.dropped_full += 1
             return True
-        if connection.version < 5:
-            self.hold(connection)
+        if connection.version == 5:
+            self._refuse(connection, qos, packet_id, Reason.QUOTA_EXCEEDED)
+            return True
+        self.hold(connection)
+        if self.log.open.weight <= self.limits.group_bytes:
             return False
-        self._refuse(connection, b"\x40" if qos == 1 else b"\x50", packet_id)
+        # What waits is as much as may wait. Nothing was acknowledged: the client will send it again.
+        self._take_back(connection, qos, packet_id)
+        self.complain(f"{connection.name}: nothing can be stored, and no more can wait; connection closed")
+        connection.close(Reason.QUOTA_EXCEEDED)
         return True
 
-    def _refuse(self, connection: Connection, first: bytes, packet_id: int) -> None:
+    def _forbid(self, connection: Connection, topic: str, qos: int, packet_id: int) -> None:
+        """Drop a message to a topic that is the server's. Before MQTT 5 an acknowledgement can't say so: as Mosquitto,
+        acknowledge it nevertheless (MQTT 3.1.1 allows that, or to close, which a bridge would answer for ever)."""
+        self.forbidden += 1
+        self.complain(f"{connection.name}: clients can't publish to {topic[:64]!r}; message dropped")
+        if not qos:
+            return
+        answer = (b"\x40" if qos == 1 else b"\x50") + b"\x02" + packet_id.to_bytes(2)
+        if connection.version == 5:
+            self._take_back(connection, qos, packet_id)
+            connection.owed += 1
+            answer = answer[:1] + b"\x03" + answer[2:] + bytes((Reason.NOT_AUTHORIZED,))
+        self._promises.acknowledgements.append((connection, answer, None))
+        self._wake()
+
+    def _refuse(self, connection: Connection, qos: int, packet_id: int, reason: Reason) -> None:
         self.refused_messages += 1
+        self._take_back(connection, qos, packet_id)
+        connection.send((b"\x40\x03" if qos == 1 else b"\x50\x03") + packet_id.to_bytes(2) + bytes((reason,)))
+
+    def _take_back(self, connection: Connection, qos: int, packet_id: int) -> None:
+        """Forget a message that was not taken on."""
         connection.owed -= 1
-        if first == b"\x50" and connection.session is not None:
+        if qos == 2 and connection.session is not None:
+            connection.unreleased -= 1
             connection.session.received.discard(packet_id)
-        connection.send(first + b"\x03" + packet_id.to_bytes(2) + bytes((Reason.QUOTA_EXCEEDED,)))
 
     # -- turns of the loop
 
@@ -270,14 +338,30 @@ class Hub:
 
     def after_commit(self, connection: Connection, data: bytes) -> None:
         """Send this once everything appended so far has committed."""
+        connection.pending += len(data) + _PROMISE
         self._promises.then.append((connection, data))
+        if connection.congested:
+            self.hold(connection)
         if not self._scheduled:
             self._wake()
+
+    def _keep(self, promises: _Promises) -> None:
+        """Send what was promised."""
+        for connection, data, _ in promises.acknowledgements:
+            connection.owed -= 1
+            if not connection.closed:
+                if not connection.out:
+                    self.touch(connection)
+                connection.out.append(data)
+                connection.pending += len(data)
+        for connection, data in promises.then:
+            connection.pending -= len(data) + _PROMISE
+            connection.send(data)
 
     def changed(self, session: Session) -> None:
         """Write this session's row within about a second."""
         session.dirty = True
-        self._dirty.append(session)
+        self._dirty.add(session)
 
     def checkpoint(self, session: Session) -> None:
         """Write this session's row with the open group, fsynced."""
@@ -298,23 +382,51 @@ class Hub:
         self._promise_nothing_open()
         touched, self._touched = self._touched, []
         for connection in touched:
-            if connection.out and not connection.closed:
-                data = b"".join(connection.out)
-                connection.out.clear()
-                connection.pending = 0
-                connection.wire.write(data)
-            session = connection.session
-            if session is not None and not session.live and not connection.closed:
-                session.pump()
+            if connection.closed:
+                continue
+            try:
+                session = connection.session
+                if session is not None and not session.live:
+                    session.pump()
+                if connection.out:
+                    data = b"".join(connection.out)
+                    connection.out.clear()
+                    connection.pending -= len(data)
+                    connection.wire.write(data)
+                    if connection.blocked:
+                        self.written_unread(connection, len(data))
+            except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
+                self.crash(connection)
+        self._crowded = bool(self.behind) and self._is_crowded()
         if self._held:
             self._release()
 
+    def _is_crowded(self) -> bool:
+        edge = self.log.edge
+        return edge > 0 and any(session.position < edge and not session.stalled for session in self.behind)
+
+    def written_unread(self, connection: Connection, size: int) -> None:
+        """So much was written that the peer has no room for."""
+        connection.unread += size
+        if connection.congested:
+            self.hold(connection)
+
     def _promise_nothing_open(self) -> None:
         """Promises about a group that holds nothing, with none on its way, are kept already."""
-        if not self.log.busy and not self.log.open and self._promises.then:
-            then, self._promises.then = self._promises.then, []
-            for connection, data in then:
-                connection.send(data)
+        promises = self._promises
+        if (promises.then or promises.acknowledgements) and not self.log.busy and not self.log.open:
+            promises.then, then = [], promises.then
+            promises.acknowledgements, acknowledgements = [], promises.acknowledgements
+            kept = _Promises()
+            kept.then, kept.acknowledgements = then, acknowledgements
+            self._keep(kept)
+
+    def crash(self, connection: Connection | None) -> None:
+        """End a connection for an error of ours: the one that is being handled."""
+        self.crashed += 1
+        _logger.exception("%s: an error of ours; connection closed", connection.name if connection else "no connection")
+        if connection is not None:
+            connection.abort()
 
     # -- what becomes of groups
 
@@ -322,7 +434,7 @@ class Hub:
         """Add the rows that go with the group."""
         promises = self._promises
         for session in promises.sessions:
-            if session.client_id in self.sessions and session.persistent:
+            if self.sessions.get(session.client_id) is session and session.persistent:
                 session.save(group)
         self._promised = promises
         self._promises = _Promises()
@@ -331,18 +443,17 @@ class Hub:
         """Acknowledge, then fan out, in log order."""
         promised = self._promised
         self._promised = _Promises()
-        for connection, data, _ in promised.acknowledgements:
-            connection.owed -= 1
-            connection.send(data)
-        for connection, data in promised.then:
-            connection.send(data)
+        self._keep(promised)
         match = self.router.match
         for event in group.events:
             if event.qos and event.durability:
                 for delivery in match(event.topic):
                     session = delivery.session
                     if session.live:
-                        session.give(event, delivery)
+                        try:
+                            session.give(event, delivery)
+                        except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
+                            self.crash(session.connection)
                 if event.retain:
                     self.retained.store(event)
         self._wake()
@@ -358,12 +469,15 @@ class Hub:
         promises.acknowledgements = []
         out: set[int] = set()
         for connection, ack, event in acknowledgements:
-            if connection.version == 5 and not connection.closed:
-                out.add(event.seq)
-                self._refuse(connection, ack[:1], int.from_bytes(ack[2:4]))
-            else:
+            if connection.version < 5 or connection.closed:
                 promises.acknowledgements.append((connection, ack, event))
                 self.hold(connection)
+            elif event is None or event.durability == MEMORY:  # only its turn was waited for
+                connection.owed -= 1
+                connection.send(ack)
+            else:
+                out.add(event.seq)
+                self._refuse(connection, event.qos, int.from_bytes(ack[2:4]), Reason.QUOTA_EXCEEDED)
         kept = [event for event in group.events if event.seq not in out and event.qos]
         self.dropped_full += sum(1 for event in group.events if event.qos == 0)
         group.events[:] = kept
@@ -375,39 +489,49 @@ class Hub:
         group.state.pop(RETAINED, None)
         for event in group.events:
             if event.retain:
-                self._keep_retained(event)
+                self._put_retained(event)
 
     def hold(self, connection: Connection) -> None:
-        """Read no more from this connection until the log has caught up."""
+        """Read no more from this connection until the log, and its client, have caught up."""
         if not connection.held and not connection.closed:
             connection.held = True
             connection.wire.pause_reading()
-            self._held.append(connection)
+            self._held[connection] = None
+            self._wake()
 
     def _release(self) -> None:
-        if self._held and self.log.failure is None and self.log.open.weight <= self.limits.group_bytes:
-            held, self._held = self._held, []
-            for connection in held:
-                connection.held = False
-                connection.heard = self.now
-                if not connection.closed:
-                    connection.wire.resume_reading()
+        log = self.log
+        if log.failure is not None or log.open.weight > self.limits.group_bytes:
+            return
+        crowded = self._crowded
+        for connection in [c for c in self._held if not (c.congested or (crowded and c.volatile))]:
+            del self._held[connection]
+            connection.held = connection.volatile = False
+            connection.heard = self.now
+            connection.wire.resume_reading()
 
     # -- connections
 
-    def accept(self, wire: Wire, now: int) -> Connection:
+    def accept(self, wire: Wire, now: int, listener: Listener | None = None) -> Connection:
         """A peer has opened a connection."""
-        connection = Connection(self, wire, now)
+        connection = Connection(self, wire, now, listener or self.listener)
         self.connections.add(connection)
+        self._strangers[connection] = None
+        if len(self._strangers) > self.limits.max_connections:
+            oldest = next(iter(self._strangers))
+            self.complain(f"{oldest.name}: closed, since {self.limits.max_connections} more wait for their CONNECT")
+            oldest.close(Reason.SERVER_BUSY)
         return connection
 
     def connect(self, connection: Connection, packet: Connect) -> None:
         """A client says who it is."""
-        limits = self.limits
-        if len(self.connections) > limits.max_connections:
+        listener, limits = connection.listener, connection.limits
+        if packet.will is not None and not _may_publish(packet.will.topic, listener):
             raise ProtocolError(
-                Reason.SERVER_BUSY, f"{limits.max_connections} clients are connected (mqtt.max_connections)"
+                Reason.NOT_AUTHORIZED, f"clients can't publish to {packet.will.topic[:64]!r}, the topic of the will"
             )
+        session = self.sessions.get(packet.client_id)
+        self._check_room(listener, None if session is None else session.connection)
         client_id = packet.client_id or f"auto-{uuid4().hex}"
         v5 = packet.version == 5
         if v5:
@@ -423,17 +547,22 @@ class Hub:
         if session is not None and packet.clean_start:  # [MQTT-3.1.2-4]
             self._end_session(session)
             session = None
-        self._withdraw_will(client_id)
+        self._withdraw_will(client_id)  # [MQTT-3.1.3-9]
         present = session is not None
         if session is None:
             session = self.sessions[client_id] = Session(self, client_id, packet.version, expiry, self.log.committed)
         session.expiry = expiry
+        if not expiry:
+            session.forget(self.log.open)
         connection.session = session
-        connection.keep_alive = self._keep_alive(packet) * SECOND * 3 // 2  # [MQTT-3.1.2-22]
+        self.clients += 1
+        listener.clients += 1
+        del self._strangers[connection]
+        connection.keep_alive = _keep_alive(packet, limits) * SECOND * 3 // 2  # [MQTT-3.1.2-22]
         connection.will = packet.will
         if packet.will is not None:
             self._record_will(client_id, packet.will, 0)
-        properties = self._connack_properties(packet, client_id, asked, expiry) if v5 else ()
+        properties = _connack_properties(packet, limits, client_id, asked, expiry) if v5 else ()
         connection.send(encode(Connack(present, Reason.SUCCESS, properties), packet.version))
         if session.persistent:
             self.changed(session)
@@ -442,12 +571,27 @@ class Hub:
             self.router.add(session, grant)
         session.attach(connection, window)
 
+    def _check_room(self, listener: Listener, leaving: Connection | None) -> None:
+        """Refuse a client where there are as many as may be, unless another connection makes room for it."""
+        most = self.limits.max_connections
+        if self.clients >= most and leaving is None:
+            raise ProtocolError(Reason.SERVER_BUSY, f"{most} clients are connected (mqtt.max_connections)")
+        most = listener.limits.max_connections
+        if listener.clients >= most and (leaving is None or leaving.listener is not listener):
+            raise ProtocolError(
+                Reason.SERVER_BUSY, f"{most} clients are connected to listener {listener.name} (max_connections)"
+            )
+
     def disconnected(self, connection: Connection, will: bool) -> None:
         """A connection has ended; with `will`, otherwise than by a DISCONNECT."""
         self.connections.discard(connection)
+        self._strangers.pop(connection, None)
+        self._held.pop(connection, None)
         session = connection.session
         if session is None or session.connection is not connection:
             return
+        self.clients -= 1
+        connection.listener.clients -= 1
         for filter in session.grants:
             self.router.remove(session, filter)
         session.detach(self.now)
@@ -455,9 +599,17 @@ class Hub:
             self._leave_will(session, connection.will, will)
         if session.persistent:
             session.save(self.log.open)
+            self._leaves(session)
         else:
             self._end_session(session)
         self._wake()
+
+    def _leaves(self, session: Session) -> None:
+        if session.expiry == NEVER:
+            return
+        heappush(self._leaving, (session.ends, session.client_id))
+        if len(self._leaving) > 2 * len(self.sessions) + 1000:  # clients that come and go leave entries behind
+            self._leaving = sorted((s.ends, s.client_id) for s in self.sessions.values() if s.ends)
 
     def subscribe(self, session: Session, grant: Grant) -> None:
         """Give a session a subscription, on disk where the session is to last."""
@@ -465,6 +617,7 @@ class Hub:
         self.router.add(session, grant)
         if session.persistent:
             options = grant.qos | grant.no_local << 2 | grant.retain_as_published << 3
+            session.stored = True
             self.log.open.put(
                 SUBSCRIPTIONS, (session.client_id, grant.filter), (options, grant.identifier, grant.since)
             )
@@ -487,29 +640,6 @@ class Hub:
         if due is not None:  # [MQTT-3.1.2-8]: no later than the session's end
             self._publish_will(session.client_id, due[1])
         self._wake()
-
-    def _keep_alive(self, packet: Connect) -> int:
-        cap = self.limits.max_keep_alive
-        if packet.version == 5 and cap and (packet.keep_alive > cap or not packet.keep_alive):
-            return cap
-        return packet.keep_alive
-
-    def _connack_properties(self, packet: Connect, client_id: str, asked: int, expiry: int) -> Properties:
-        limits = self.limits
-        properties: list[tuple[int, int | str | bytes | tuple[str, str]]] = [
-            (Property.RECEIVE_MAXIMUM, limits.receive_maximum),
-            (Property.MAXIMUM_PACKET_SIZE, limits.max_packet_size),
-            (Property.TOPIC_ALIAS_MAXIMUM, limits.topic_alias_maximum),
-            (Property.SHARED_SUBSCRIPTION_AVAILABLE, 0),
-        ]
-        if not packet.client_id:
-            properties.append((Property.ASSIGNED_CLIENT_IDENTIFIER, client_id))  # [MQTT-3.1.3-6]
-        if expiry != asked:
-            properties.append((Property.SESSION_EXPIRY_INTERVAL, expiry))
-        keep_alive = self._keep_alive(packet)
-        if keep_alive != packet.keep_alive:
-            properties.append((Property.SERVER_KEEP_ALIVE, keep_alive))  # [MQTT-3.1.2-21]
-        return tuple(properties)
 
     # -- wills
 
@@ -535,7 +665,7 @@ class Hub:
             self.log.open.delete(WILLS, (client_id,))
             return
         delay = _delay(will)
-        if delay and session.persistent:  # [MQTT-3.1.3-9]
+        if delay and session.persistent:
             due = self.now + delay * SECOND
             self._wills[client_id] = (due, will)
             self._record_will(client_id, will, due)
@@ -566,52 +696,57 @@ class Hub:
         self._next_second = now + SECOND
         self._close_silent(now)
         self._expire(now)
+        self._save_changed(now)
+        for session in self.behind:
+            session.check_progress()
+        if self._complaints > _COMPLAINTS:
+            _logger.warning("%d more lines about clients were left out", self._complaints - _COMPLAINTS)
+        self._complaints = 0
+        self.log.retry()
+        self._wake()
+
+    def _save_changed(self, now: int) -> None:
+        """Put the rows of sessions whose QoS 1 messages were acknowledged, and in turn those of all connected ones."""
         if now >= self._next_refresh:
             self._next_refresh = now + _REFRESH * SECOND
-            self._dirty = [s for s in self.sessions.values() if s.persistent and s.connection is not None]
-        dirty, self._dirty = self._dirty, []
+            self._refreshing = [s for s in self.sessions.values() if s.persistent and s.connection is not None]
+        dirty, self._dirty = self._dirty, set()
+        dirty = {session for session in dirty if session.dirty}
+        dirty.update(self._refreshing[-_REFRESHED:])
+        del self._refreshing[-_REFRESHED:]
         for session in dirty:
             if self.sessions.get(session.client_id) is session and session.persistent:
                 session.save(self.log.open)
             session.dirty = False
-        if self._complaints > _COMPLAINTS:
-            _logger.warning("%d more lines about clients were left out", self._complaints - _COMPLAINTS)
-        self._complaints = 0
-        if self.log.failure is not None:
-            self.log.retry()
-        self._wake()
 
     def _close_silent(self, now: int) -> None:
-        timeout = self.limits.connect_timeout * SECOND
+        late = [each for each in self._strangers if now > each.opened + each.limits.connect_timeout * SECOND]
+        for connection in late:
+            self.complain(f"{connection.name}: no CONNECT within {connection.limits.connect_timeout} s; closed")
+            connection.close(Reason.PROTOCOL_ERROR)
         silent = [
             connection
             for connection in self.connections
-            if (
-                now > connection.heard + connection.keep_alive
-                if connection.keep_alive and not connection.held
-                else connection.session is None and now > connection.opened + timeout
-            )
+            if connection.keep_alive
+            and now > connection.heard + connection.keep_alive
+            and (not connection.held or connection.unread)
         ]
         for connection in silent:
-            if connection.session is None:
-                self.complain(f"{connection.name}: no CONNECT within {self.limits.connect_timeout} s; closed")
-                connection.close(Reason.PROTOCOL_ERROR)
-            else:
-                seconds = connection.keep_alive // SECOND
-                self.complain(f"{connection.name}: silent for {seconds} s, longer than its keep alive allows; closed")
-                connection.close(Reason.KEEP_ALIVE_TIMEOUT)  # [MQTT-3.1.2-22]
+            seconds = (now - connection.heard) // SECOND
+            what = "has read nothing" if connection.held else "silent"
+            self.complain(f"{connection.name}: {what} for {seconds} s, longer than its keep alive allows; closed")
+            connection.close(Reason.KEEP_ALIVE_TIMEOUT)  # [MQTT-3.1.2-22]
 
     def _expire(self, now: int) -> None:
         for client_id, (due, will) in list(self._wills.items()):
             if now >= due:
                 self._publish_will(client_id, will)
-        expired = [
-            session
-            for session in self.sessions.values()
-            if session.ended and session.expiry != NEVER and now >= session.ended + session.expiry * SECOND
-        ]
-        for session in expired:
-            self._end_session(session)
+        leaving = self._leaving
+        while leaving and leaving[0][0] <= now:
+            ends, client_id = heappop(leaving)
+            session = self.sessions.get(client_id)
+            if session is not None and session.ends == ends:
+                self._end_session(session)
 
     def complain(self, line: str) -> None:
         """Log a line about a peer; not more than some in a second."""
@@ -629,6 +764,7 @@ class Hub:
             session = Session.restore(self, row)
             session.ended = session.ended or now
             self.sessions[session.client_id] = session
+            self._leaves(session)
         grants: dict[str, list[Grant]] = {}
         for client_id, filter, options, identifier, since in log.rows(SUBSCRIPTIONS):
             assert isinstance(client_id, str)
@@ -651,6 +787,37 @@ class Hub:
         """Tell every client that the server is going."""
         for connection in list(self.connections):
             connection.close(Reason.SERVER_SHUTTING_DOWN)
+
+
+def _may_publish(topic: str, listener: Listener) -> bool:
+    """Whether clients may publish to it: $SYS is the server's, and $share is no topic (as Mosquitto has it)."""
+    if topic.startswith(SHARE) or (listener.mount_point and topic[0] == "$"):
+        return False
+    return topic.partition("/")[0] != "$SYS" or matches(_BRIDGE_STATE, topic)
+
+
+def _keep_alive(packet: Connect, limits: Limits) -> int:
+    cap = limits.max_keep_alive
+    if packet.version == 5 and cap and (packet.keep_alive > cap or not packet.keep_alive):
+        return cap
+    return packet.keep_alive
+
+
+def _connack_properties(packet: Connect, limits: Limits, client_id: str, asked: int, expiry: int) -> Properties:
+    properties: list[tuple[int, int | str | bytes | tuple[str, str]]] = [
+        (Property.RECEIVE_MAXIMUM, limits.receive_maximum),
+        (Property.MAXIMUM_PACKET_SIZE, limits.max_packet_size),
+        (Property.TOPIC_ALIAS_MAXIMUM, limits.topic_alias_maximum),
+        (Property.SHARED_SUBSCRIPTION_AVAILABLE, 0),
+    ]
+    if not packet.client_id:
+        properties.append((Property.ASSIGNED_CLIENT_IDENTIFIER, client_id))  # [MQTT-3.1.3-6]
+    if expiry != asked:
+        properties.append((Property.SESSION_EXPIRY_INTERVAL, expiry))
+    keep_alive = _keep_alive(packet, limits)
+    if keep_alive != packet.keep_alive:
+        properties.append((Property.SERVER_KEEP_ALIVE, keep_alive))  # [MQTT-3.1.2-21]
+    return tuple(properties)
 
 
 def _delay(will: Will) -> int:

@@ -11,7 +11,11 @@ that a session that falls behind does not read them again, it remembers up to wh
 and a session that becomes live is given those that have gone out and not yet committed.
 
 Outbound packet identifiers move unacked (QoS 1 PUBLISH sent), or unreceived (QoS 2 PUBLISH sent) then uncompleted
-(PUBREL sent). They hold seqs only: a message that must be sent again is read back from the log.
+(PUBREL sent). They hold seqs only: a message that must be sent again is read back from the log, a few at a time. Each
+takes one slot of the window while it is on its way: slots = window - (sent and unacknowledged) - uncompleted. Nothing
+new is sent before everything old has been sent again, so an identifier is always free where there is a slot.
+
+Retained messages for a new subscription are not gathered either: a walk over the tree of them goes on as room appears.
 
 What outlives the process is one row: the position, these identifiers, and the inbound QoS 2 identifiers. The row is
 always a consistent snapshot, since it says of every event up to the position that it was acknowledged or is in flight.
@@ -20,19 +24,23 @@ QoS 1 progress is written lazily; a QoS 2 step is committed before the packet th
 
 from __future__ import annotations
 
-from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
 from struct import Struct
 from typing import TYPE_CHECKING, Final, Protocol
 
+from broker.mount import seen_properties
 from broker.mqtt.properties import Property, encode_properties
 from broker.mqtt.topic import compile_filters, matches
 from broker.mqtt.wire import encode_varint
 from broker.router import Delivery, Grant, merge
-from storage.interface import SESSIONS, SUBSCRIPTIONS, Cursor, Event, Group, Log, Row
+from storage.interface import SESSIONS, SUBSCRIPTIONS, Accepts, Cursor, Event, Group, Log, Row
 
 if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.frames import FrameCache
+    from broker.retained import Retained
 
 NEVER: Final = 0xFFFFFFFF
 """The session expiry interval of a session that never expires."""
@@ -41,6 +49,10 @@ _UNACKED, _UNRECEIVED, _UNCOMPLETED = 1, 2, 3
 _inflight = Struct(">BHQ")
 _identifier = Struct(">H")
 _MATCHES_KEPT = 1024
+_SLICE: Final = 32
+"""Messages that are read back at a time."""
+_STEPS: Final = 2000
+"""Events that one turn of the loop looks at for one session."""
 
 
 class Host(Protocol):
@@ -48,12 +60,15 @@ class Host(Protocol):
 
     log: Log
     frames: FrameCache
+    retained: Retained
+    behind: set[Session]
     now: int
     queue_qos0: bool
     dropped_expired: int
     dropped_oversized: int
     dropped_away: int
     dropped_gone: int
+    delivered: int
 
     def changed(self, session: Session) -> None:
         """Write its row within about a second."""
@@ -65,17 +80,31 @@ class Host(Protocol):
         """Send this once the open group has committed."""
 
 
+@dataclass(slots=True)
+class _Walk:
+    """The retained messages that a subscription gets: those of up to `committed`, and early ones of up to `last`."""
+
+    steps: Iterator[Event | None]
+    delivery: Delivery[Session]
+    committed: int
+    last: int
+
+
 class Session:
     """One client's session. Every method is called on the loop."""
 
     __slots__ = (
         "_accepts",
-        "_backlog",
         "_cursor",
         "_host",
         "_matches",
         "_next_id",
         "_parked",
+        "_read_back",
+        "_reading",
+        "_resend",
+        "_retained",
+        "_seen_at",
         "away_upto",
         "client_id",
         "connection",
@@ -86,8 +115,10 @@ class Session:
         "expiry",
         "grants",
         "live",
+        "mount",
         "received",
         "slots",
+        "stalled",
         "stored",
         "unacked",
         "uncompleted",
@@ -107,7 +138,12 @@ class Session:
         """When its last connection ended, µs since the epoch; 0 while connected."""
         self.connection: Connection | None = None
         self.live = False
+        self.stalled = False
+        """Whether it is behind, and has taken nothing from the log for a second."""
+        self._seen_at = position
         self.grants: dict[str, Grant] = {}
+        self.mount = ""
+        """What is taken off the topics that its client is given: the mount point of the listener."""
         self.window = 0
         self.slots = 0
         """How many more QoS 1 and 2 messages may be in flight."""
@@ -127,11 +163,17 @@ class Session:
         self._host = host
         self._parked = position
         self._cursor: Cursor | None = None
-        self._backlog: deque[tuple[int, Event, Delivery[Session] | None]] = deque()
-        """To be sent before the cursor goes on: messages to send again, with their identifier, and retained ones."""
+        self._resend: dict[int, int] = {}
+        """What this connection has not been sent again yet: packet identifier to seq, in the order of seqs."""
+        self._read_back: dict[int, Event | None] = {}
+        """The next few of these messages, by seq; None: no longer in the log."""
+        self._reading = False
+        self._retained: dict[str, _Walk] = {}
+        """Of the subscriptions that wait for their retained messages, by filter; the first is under way."""
         self._next_id = 1
         self._matches: dict[str, Delivery[Session] | None] = {}
-        self._accepts = compile_filters(())
+        self._accepts: Accepts | None = None
+        """Compiled when it is needed: a client may change a thousand subscriptions one by one."""
 
     # -- state that outlives the connection
 
@@ -139,6 +181,11 @@ class Session:
     def persistent(self) -> bool:
         """Whether it outlives its connection."""
         return self.expiry != 0
+
+    @property
+    def ends(self) -> int:
+        """When it ends unless its client returns, µs since the epoch; 0: not as things are."""
+        return self.ended + self.expiry * 1_000_000 if self.ended and self.expiry != NEVER else 0
 
     @property
     def position(self) -> int:
@@ -194,6 +241,7 @@ class Session:
         group.delete(SESSIONS, (self.client_id,))
         for filter in self.grants:
             group.delete(SUBSCRIPTIONS, (self.client_id, filter))
+        self.stored = False
 
     # -- connections come and go
 
@@ -203,50 +251,35 @@ class Session:
         self.version = connection.version
         self.v5 = connection.version == 5
         self.ended = 0
-        self.window = self.slots = window
+        self.mount = connection.listener.mount_point
+        self.window = window
+        self.slots = window - len(self.uncompleted)
         log = self._host.log
         self.away_upto = log.last
         sent = sorted((seq, packet_id) for w in (self.unacked, self.unreceived) for packet_id, seq in w.items())
-        if not sent:
-            self._resume()
-            return
-
-        def read_back(events: list[Event]) -> None:
-            if self.connection is connection:
-                self._send_again(sent, {event.seq: event for event in events})
-
-        log.get([seq for seq, _ in sent], read_back)
+        self._resend = {packet_id: seq for seq, packet_id in sent}  # [MQTT-4.4.0-1], [MQTT-4.6.0-1]
+        for packet_id in self.uncompleted:
+            self.answer(b"\x62\x02" + packet_id.to_bytes(2))
+        self._cursor = self._cursor_from(self._parked)
+        self._host.behind.add(self)
+        self._hungry()
 
     def detach(self, now: int) -> None:
         """The connection is gone: from now on the session is its position."""
         if self.live:
             self.early_upto = self._host.log.last
         self._parked = self.position
+        self._host.behind.discard(self)
         self.live = False
         self.connection = None
         self.ended = now
-        self._backlog.clear()
+        self._resend = {}
+        self._read_back = {}
+        self._reading = False
+        self._retained = {}
         if self._cursor is not None:
             self._cursor.close()
             self._cursor = None
-
-    def _send_again(self, sent: list[tuple[int, int]], events: dict[int, Event]) -> None:
-        for seq, packet_id in sent:  # [MQTT-4.4.0-1], [MQTT-4.6.0-1]
-            event = events.get(seq)
-            if event is not None:
-                self._backlog.append((packet_id, event, None))
-            else:
-                self._host.dropped_gone += 1
-                self.unacked.pop(packet_id, None)
-                self.unreceived.pop(packet_id, None)
-        self._resume()
-
-    def _resume(self) -> None:
-        assert self.connection is not None
-        for packet_id in self.uncompleted:
-            self.connection.send(b"\x62\x02" + packet_id.to_bytes(2))
-        self._cursor = self._host.log.cursor(self._parked, self._accepts, self.pump)
-        self.pump()
 
     # -- subscriptions
 
@@ -259,6 +292,7 @@ class Session:
         """Remove a subscription; whether there was one."""
         found = self.grants.pop(filter, None) is not None
         if found:
+            self._retained.pop(filter, None)
             self._filters_changed()
         return found
 
@@ -269,13 +303,18 @@ class Session:
 
     def _filters_changed(self) -> None:
         self._matches.clear()
-        self._accepts = compile_filters(tuple(self.grants))
+        self._accepts = None
         if self._cursor is not None:
-            position = self._cursor.position
-            self._cursor.close()
-            self._cursor = self._host.log.cursor(position, self._accepts, self.pump)
-            if self.connection is not None:
-                self.connection.hungry()
+            self._hungry()
+
+    def _cursor_from(self, position: int) -> Cursor:
+        if self._accepts is None:
+            self._accepts = compile_filters(tuple(self.grants))
+        return self._host.log.cursor(position, self._accepts, self._hungry)
+
+    def _hungry(self) -> None:
+        if self.connection is not None:
+            self.connection.hungry()
 
     def _match(self, topic: str) -> Delivery[Session] | None:
         found = self._matches.get(topic)
@@ -295,7 +334,7 @@ class Session:
         qos = delivery.qos if delivery.qos < event.qos else event.qos
         if connection.blocked or connection.pending >= connection.limit or (qos and self.slots <= 0):
             self._fall_behind(event)
-        elif delivery.plain and not event.expires and not connection.max_packet_size:
+        elif delivery.plain and not event.expires and not connection.shaped:
             head, tail = self._host.frames.frame(event, self.v5, qos, False)
             if qos == 0:
                 connection.send_publish(head, tail)
@@ -304,33 +343,91 @@ class Session:
         else:
             self._deliver(event, delivery)
 
-    def give_retained(self, event: Event, grant: Grant) -> None:
-        """A retained message for a new subscription."""
+    def want_retained(self, grant: Grant) -> None:
+        """Give it the retained messages that there were before this subscription."""
         delivery = merge(self, [grant])
+        assert delivery is not None
+        log = self._host.log
+        self._retained[grant.filter] = _Walk(self._host.retained.walk(grant.filter), delivery, log.committed, log.last)
         if self.live:
             self._fall_behind(None)
-        self._backlog.append((0, event, delivery))
+        else:
+            self._hungry()
 
     def pump(self) -> None:
         """Go on reading the log while there is room; become live where it ends."""
         connection, cursor = self.connection, self._cursor
         if connection is None or cursor is None:
             return
-        while self.slots > 0 and not connection.blocked and connection.pending < connection.limit:
-            if self._backlog:
-                packet_id, event, delivery = self._backlog.popleft()
-                if packet_id:
-                    self._repeat(packet_id, event)
-                elif delivery is not None:
-                    self._deliver(event, delivery, retained=True)
-                continue
-            found = cursor.next()
-            if found is None:
+        if self._accepts is None:
+            position = cursor.position
+            cursor.close()
+            self._cursor = cursor = self._cursor_from(position)
+        for _ in range(_STEPS):
+            if self.slots <= 0 or connection.blocked or connection.pending >= connection.limit:
+                cursor.release()
+                self._read_back = {}
+                return
+            if self._resend:
+                if not self._send_again():
+                    return
+            elif self._retained:
+                self._give_retained()
+            elif (event := cursor.next()) is not None:
+                self._catch_up(event)
+            else:
                 if cursor.caught_up:
                     self._go_live()
                 return
-            self._catch_up(found)
-        cursor.release()
+        connection.hungry()
+
+    def _send_again(self) -> bool:
+        """Send the next message again, or have it read back; False: it is on its way."""
+        if self._reading:
+            return False
+        packet_id, seq = next(iter(self._resend.items()))
+        if seq not in self._read_back:
+            self._reading = True
+            self._load(list(islice(self._resend.values(), min(self.slots, _SLICE))))
+            return not self._reading
+        event = self._read_back.pop(seq)
+        del self._resend[packet_id]
+        if event is not None:
+            self._repeat(packet_id, event)
+        else:
+            self._host.dropped_gone += 1
+            self._give_up(packet_id)
+        return True
+
+    def _load(self, seqs: list[int]) -> None:
+        connection = self.connection
+
+        def loaded(events: list[Event]) -> None:
+            if self.connection is connection:
+                self._reading = False
+                self._read_back = {**dict.fromkeys(seqs), **{event.seq: event for event in events}}
+                self._hungry()
+
+        self._host.log.get(seqs, loaded)
+
+    def _give_up(self, packet_id: int) -> None:
+        """A message can't be sent again. At QoS 2 the client may hold its identifier, and must release it."""
+        if self.unacked.pop(packet_id, None) is None:
+            self.uncompleted[packet_id] = self.unreceived.pop(packet_id)
+            self.slots -= 1
+            self._release(packet_id)
+
+    def _give_retained(self) -> None:
+        """One step of the walk over the retained messages."""
+        filter, walk = next(iter(self._retained.items()))
+        try:
+            event = next(walk.steps)
+        except StopIteration:
+            del self._retained[filter]
+            return
+        # What became the retained message later comes as a message of the subscription.
+        if event is not None and event.seq <= (walk.last if event.early else walk.committed):
+            self._deliver(event, walk.delivery, retained=True)
 
     def _fall_behind(self, event: Event | None) -> None:
         """Read the log from just before this event; None: from what has committed."""
@@ -341,14 +438,16 @@ class Session:
             self.early_upto = event.seq - 1
         position = log.committed if event is None or event.early else event.seq - 1
         self.live = False
-        self._cursor = log.cursor(position, self._accepts, self.pump)
-        assert self.connection is not None
-        self.connection.hungry()
+        self.stalled = False
+        self._cursor = self._cursor_from(position)
+        self._host.behind.add(self)
+        self._hungry()
 
     def _go_live(self) -> None:
         assert self._cursor is not None
         self._cursor.close()
         self._cursor = None
+        self._host.behind.discard(self)
         self.live = True
         for event in self._host.log.uncommitted():
             if event.early and event.seq > self.early_upto and (delivery := self._match(event.topic)) is not None:
@@ -356,6 +455,11 @@ class Session:
                     self.give(event, delivery)
                 if not self.live:
                     break
+
+    def check_progress(self) -> None:
+        """Find out whether it has taken anything from the log since the last call."""
+        self.stalled = self.position == self._seen_at
+        self._seen_at = self.position
 
     def _catch_up(self, event: Event) -> None:
         delivery = self._match(event.topic)
@@ -370,6 +474,8 @@ class Session:
         self._deliver(event, delivery, dup=event.seq <= self.dup_upto)
 
     def _deliver(self, event: Event, delivery: Delivery[Session], *, retained: bool = False, dup: bool = False) -> None:
+        if self.mount and not event.topic.startswith(self.mount):
+            return
         host = self._host
         if event.expires and event.expires <= host.now:  # [MQTT-3.3.2-5]
             host.dropped_expired += 1
@@ -380,8 +486,9 @@ class Session:
             delivery = delivery.own
         qos = min(event.qos, delivery.qos)
         retain = event.retain and (retained or delivery.retain_as_published)  # [MQTT-3.3.1-12]
-        if dup or (self.v5 and (event.expires or delivery.identifiers)):
-            head, tail = self._special_frame(event, qos, retain, dup and qos > 0, delivery.identifiers)
+        dup = dup and qos == 1  # at QoS 2 it is in the session's row before it goes out: it has never gone out
+        if dup or self.mount or (self.v5 and (event.expires or delivery.identifiers)):
+            head, tail = self._special_frame(event, qos, retain, dup, delivery.identifiers)
         else:
             head, tail = host.frames.frame(event, self.v5, qos, retain)
         if self._fits(head, tail, qos):
@@ -393,17 +500,29 @@ class Session:
 
     def _repeat(self, packet_id: int, event: Event) -> None:
         """Send a message again, under the identifier that it has [MQTT-3.3.1-1]."""
+        if self.mount and not event.topic.startswith(self.mount):
+            self._give_up(packet_id)
+            return
         qos = 1 if packet_id in self.unacked else 2
         delivery = self._match(event.topic)
-        identifiers = delivery.identifiers if delivery is not None else ()
-        head, tail = self._special_frame(event, qos, False, True, identifiers)
-        assert self.connection is not None
-        if self._fits(head, tail, qos):
-            self.slots -= 1
-            self.connection.send_numbered(head, packet_id, tail)
+        retain = event.retain
+        identifiers: tuple[int, ...] = ()
+        if delivery is not None:
+            # What is older than the subscription was sent as a retained message.
+            retain = event.retain and (delivery.retain_as_published or event.seq <= delivery.since)
+            identifiers = delivery.identifiers
+        head, tail = self._special_frame(event, qos, retain, True, identifiers)
+        if not self._fits(head, tail, qos):
+            self._give_up(packet_id)
+            return
+        self.slots -= 1
+        connection = self.connection
+        assert connection is not None
+        if qos == 1:
+            connection.send_numbered(head, packet_id, tail)
         else:
-            self.unacked.pop(packet_id, None)
-            self.unreceived.pop(packet_id, None)
+            self._host.delivered += 1
+            self.answer(head + packet_id.to_bytes(2) + tail)
 
     def _fits(self, head: bytes, tail: bytes, qos: int) -> bool:
         assert self.connection is not None
@@ -420,13 +539,15 @@ class Session:
         tail = event.payload
         if self.v5:
             properties = event.properties
+            if self.mount:
+                properties = seen_properties(self.mount, properties)
             if event.expires:  # [MQTT-3.3.2-6]
                 left = max(1, (event.expires - self._host.now) // 1_000_000)
                 properties += encode_properties(((Property.MESSAGE_EXPIRY_INTERVAL, left),))
             if identifiers:
                 properties += encode_properties(tuple((Property.SUBSCRIPTION_IDENTIFIER, i) for i in identifiers))
             tail = encode_varint(len(properties)) + properties + tail
-        return self._host.frames.build(event.topic, first, qos, tail)
+        return self._host.frames.build(event.topic.removeprefix(self.mount), first, qos, tail)
 
     def _send_numbered(self, seq: int, qos: int, head: bytes, tail: bytes) -> None:
         packet_id = self._next_id
@@ -435,57 +556,71 @@ class Session:
             packet_id = packet_id % 65535 + 1  # [MQTT-2.2.1-4]
         self._next_id = packet_id % 65535 + 1
         self.slots -= 1
-        connection = self.connection
-        assert connection is not None
         if qos == 1:
             unacked[packet_id] = seq
             if self.expiry and not self.dirty:
                 self._host.changed(self)
+            connection = self.connection
+            assert connection is not None
             connection.send_numbered(head, packet_id, tail)
-            return
-        self.unreceived[packet_id] = seq
-        if self.expiry:
-            self._host.checkpoint(self)
-            self._host.after_commit(connection, head + packet_id.to_bytes(2) + tail)
         else:
-            connection.send_numbered(head, packet_id, tail)
+            self.unreceived[packet_id] = seq
+            self._host.delivered += 1
+            if self.expiry:
+                self._host.checkpoint(self)
+            self.answer(head + packet_id.to_bytes(2) + tail)
+
+    def answer(self, data: bytes) -> None:
+        """Send this once everything that was checkpointed is on disk; at once where the session is not to last."""
+        connection = self.connection
+        assert connection is not None
+        if self.expiry:
+            self._host.after_commit(connection, data)
+        else:
+            connection.send(data)
 
     # -- what the client acknowledges
 
     def on_puback(self, packet_id: int) -> None:
         """QoS 1: the client has it."""
         if self.unacked.pop(packet_id, None) is not None:
-            self._give_slot_back()
+            if self._resend:
+                self._settle(packet_id)
+                return
+            self.slots += 1
+            if self.expiry and not self.dirty:
+                self._host.changed(self)
 
     def on_pubrec(self, packet_id: int, reason: int) -> None:
         """QoS 2: the client has it, or (reason of 0x80 and above) does not want it."""
-        connection = self.connection
-        assert connection is not None
-        if reason >= 0x80:
-            if self.unreceived.pop(packet_id, None) is not None:
-                self._give_slot_back()
-            return
         seq = self.unreceived.pop(packet_id, None)
+        if reason >= 0x80:
+            if seq is not None:
+                self._settle(packet_id)
+            return
         if seq is not None:
             self.uncompleted[packet_id] = seq
+            if self._resend.pop(packet_id, None) is not None:
+                self.slots -= 1
         elif packet_id not in self.uncompleted:
-            unknown = packet_id.to_bytes(2)
-            connection.send(b"\x62\x03" + unknown + b"\x92" if self.v5 else b"\x62\x02" + unknown)
+            reply = packet_id.to_bytes(2)
+            self.answer(b"\x62\x03" + reply + b"\x92" if self.v5 else b"\x62\x02" + reply)
             return
-        pubrel = b"\x62\x02" + packet_id.to_bytes(2)  # [MQTT-4.3.3-4]
+        self._release(packet_id)
+
+    def _release(self, packet_id: int) -> None:
         if self.expiry:
             self._host.checkpoint(self)
-            self._host.after_commit(connection, pubrel)
-        else:
-            connection.send(pubrel)
+        self.answer(b"\x62\x02" + packet_id.to_bytes(2))  # [MQTT-4.3.3-4]
 
     def on_pubcomp(self, packet_id: int) -> None:
         """QoS 2: done; the identifier is free."""
         if self.uncompleted.pop(packet_id, None) is not None:
-            self._give_slot_back()
+            self._settle(packet_id)
 
-    def _give_slot_back(self) -> None:
-        if self.slots < self.window:
+    def _settle(self, packet_id: int) -> None:
+        """A message is done: its slot is free, if it had one on this connection."""
+        if not self._resend or self._resend.pop(packet_id, None) is None:
             self.slots += 1
         if self.expiry and not self.dirty:
             self._host.changed(self)

@@ -214,9 +214,6 @@ class Worker(Protocol):
     ) -> None:
         """Run `work`; then have `done(result, None)` or `done(None, error)` called on the loop, and run `after`."""
 
-    def close(self) -> None:
-        """Finish what was submitted, then end."""
-
 
 class Cursor(Protocol):
     """One reader's place in the log."""
@@ -228,14 +225,14 @@ class Cursor(Protocol):
         """The next event that matches, or None where none is at hand; `wake` is then called once there may be one."""
 
     def batch(self, limit: int) -> list[Event]:
-        """The next events that match, at most `limit`; an empty list means what None means to `next`."""
+        """The next events that match, at most `limit`; fewer mean what None means to `next`."""
 
     @property
     def caught_up(self) -> bool:
         """Whether the position has reached the last committed event."""
 
     def seek(self, position: int) -> None:
-        """Go on after this seq."""
+        """Go on after this seq. No call of `wake` is due any more, until the next call has asked for one."""
 
     def release(self) -> None:
         """Hold no events in memory until the next call: for a reader that can take no more for now."""
@@ -275,6 +272,10 @@ class Log(Protocol):
     def busy(self) -> bool:
         """Whether a group is on its way to the engine."""
 
+    @property
+    def edge(self) -> int:
+        """The seq up to which events kept in memory only are the next to go; 0 while there is room."""
+
     def append(
         self,
         ts: int,
@@ -293,7 +294,10 @@ class Log(Protocol):
         """Hand the open group over, unless one is on its way; then it goes with the next turn of the writer."""
 
     def retry(self) -> None:
-        """Try a refused group again; a failed engine is never tried again."""
+        """Try again what failed: reads, and a refused group; a failed engine is never given another group.
+
+        To be called about once a second.
+        """
 
     def uncommitted(self) -> Iterable[Event]:
         """The events of the group on its way and of the open one, in order."""

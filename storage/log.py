@@ -4,10 +4,12 @@ The rules:
 
 1. Events get their seq when they are appended. The open group gathers everything that arrives while the group before it
    is on its way to the engine; one group is on its way at a time.
-2. A committed group becomes a chunk of the ring, by reference, in log order. The ring is bounded by bytes and drops
-   its oldest chunks; a cursor that is further behind reads from the engine, up to where the ring begins, and then goes
-   on in the ring. Both hold the same events under the same seqs, so there is no seam.
-3. A group that the engine refuses is the open group again, with what has arrived since. `retry` tries it anew.
+2. A committed group becomes a chunk of the ring, by reference, in log order. The ring is bounded by bytes, those of the
+   group on its way included, and drops its oldest chunks; a cursor that is further behind reads from the engine, up to
+   where the ring begins, and then goes on in the ring. Both hold the same events under the same seqs, so there is no
+   seam.
+3. A group that the engine refuses is the open group again, with what has arrived since. `retry` tries it anew, and
+   reads that failed too.
 4. A group of which nothing is to be kept (memory events alone) commits without the engine, in its turn.
 5. A seq means one event for ever, also one that a crash took back after somebody had seen it (those kept in memory, or
    not fsynced). So seqs are reserved ahead, in a row that is fsynced before the first of them can be read; a log that
@@ -45,7 +47,9 @@ READ_LIMIT: Final = 500
 RESERVED: Final = 1 << 16
 """Seqs that are reserved at a time."""
 EVENT_BYTES: Final = 300
-"""What an event weighs in memory beside its payload."""
+"""What an event weighs in memory beside its texts, properties and payload."""
+JUDGED: Final = 1024
+"""Topics of which one cursor remembers whether they are accepted."""
 
 _RESERVATION: Final = ("reserved",)
 """The row of META that says up to where seqs may have been given out."""
@@ -89,7 +93,7 @@ class Log:
     `writer` and `reader` run the engine's blocking calls; `memory_bytes` bounds the ring.
     """
 
-    def __init__(self, engine: Engine, writer: Worker, reader: Worker, memory_bytes: int = 16 << 20) -> None:
+    def __init__(self, engine: Engine, writer: Worker, reader: Worker, memory_bytes: int = 12 << 20) -> None:
         self.engine = engine
         self.listener: Listener = _Silent()
         self.open = Group()
@@ -105,9 +109,16 @@ class Log:
         self._flying: Group | None = None
         self._ring: deque[_Chunk] = deque()
         self._ring_base = self.last
+        self._stored = self.last
+        """The seq of the last event that the engine keeps."""
         self._ring_weight = 0
         self._memory_bytes = memory_bytes
         self._waiting: set[LogCursor] = set()
+        """To be woken by the next events."""
+        self._waking: set[LogCursor] = set()
+        """Of these, those that are being woken now."""
+        self._unread: list[Callable[[], None]] = []
+        """Reads that failed, to be tried again."""
         self._drained: Callable[[], None] | None = None
 
     @property
@@ -135,7 +146,7 @@ class Log:
         event = Event(seq, ts, topic, payload, qos, retain, client, properties, expires, durability)
         group = self.open
         group.events.append(event)
-        group.weight += EVENT_BYTES + len(payload)
+        group.weight += EVENT_BYTES + len(topic) + len(payload) + len(client) + len(properties)
         if durability > group.durability:
             group.durability = durability
         return event
@@ -146,7 +157,10 @@ class Log:
             self._seal()
 
     def retry(self) -> None:
-        """Try a refused group again; a failed engine is never tried again."""
+        """Try again what failed: reads, and a refused group; a failed engine is never given another group."""
+        unread, self._unread = self._unread, []
+        for read in unread:
+            read()
         if self.failure is not None and not isinstance(self.failure, StorageFailed) and self._flying is None:
             if self.open:
                 self._seal()
@@ -168,7 +182,15 @@ class Log:
         """No event that is still to be committed will have a `ts` below this."""
         for event in self.uncommitted():
             return event.ts
-        return max(now, self.last_ts)
+        # `append` holds whoever has an older time to what is said here.
+        self.last_ts = max(now, self.last_ts)
+        return self.last_ts
+
+    @property
+    def edge(self) -> int:
+        """The seq up to which events kept in memory only are the next to go; 0 while there is room."""
+        ring = self._ring
+        return ring[len(ring) // 2].last if self._ring_weight * 2 > self._memory_bytes else 0
 
     def cursor(self, position: int, accepts: Accepts | None, wake: Callable[[], None]) -> LogCursor:
         """A reader of every event after `position` whose topic is accepted (None: all)."""
@@ -188,13 +210,17 @@ class Log:
             done(sorted(found, key=_seq))
             return
 
+        def read() -> None:
+            self._reader.submit(lambda: self.engine.get(missing), loaded)
+
         def loaded(result: object, error: BaseException | None) -> None:
             if error is not None:
-                _logger.error("cannot read %d events back: %s", len(missing), error)
-            events = result if isinstance(result, list) else []
-            done(sorted(found + events, key=_seq))
+                self._read_failed(read, error)
+                return
+            assert isinstance(result, list)
+            done(sorted(found + result, key=_seq))
 
-        self._reader.submit(lambda: self.engine.get(missing), loaded)
+        read()
 
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table, as committed. Blocks: for the start."""
@@ -206,6 +232,7 @@ class Log:
         if self.last > self._reserved:
             self._reserve(self.last + RESERVED)
         self.open = Group()
+        self._trim(group.weight)
         if group.durability == MEMORY:
             self._complete(group)
             return
@@ -229,7 +256,8 @@ class Log:
         elif isinstance(error, StorageError):
             self._refuse(group, error)
         else:
-            raise error
+            _logger.critical("writing a group failed in a way that nobody has thought of", exc_info=error)
+            self._refuse(group, StorageFailed(f"writing the log: {error!r}; start the node again"))
         self._check_drained()
 
     def _complete(self, group: Group) -> None:
@@ -238,12 +266,15 @@ class Log:
             self._ring.append(chunk)
             self._ring_weight += chunk.weight
             self.committed = chunk.last
-            self._trim()
+            if group.durability > MEMORY:
+                self._stored = next((e.seq for e in reversed(group.events) if e.durability), self._stored)
+            self._trim(0)
         self.listener.committed(group)
         if group.events and self._waiting:
-            waiting, self._waiting = self._waiting, set()
-            for cursor in waiting:
-                cursor.wake()
+            self._waking |= self._waiting
+            self._waiting.clear()
+            while self._waking:
+                self._waking.pop().wake()
         self.flush()
 
     def _refuse(self, group: Group, error: StorageError) -> None:
@@ -257,9 +288,24 @@ class Log:
         self.failure = error
         self.listener.refused(group, error)
 
-    def _trim(self) -> None:
+    def _read_failed(self, again: Callable[[], None], error: BaseException) -> None:
+        """Try a read again at the next `retry`."""
+        if not self._unread:
+            _logger.error("%s; trying again", error)
+        self._unread.append(again)
+
+    def _wait(self, cursor: LogCursor) -> None:
+        self._waking.discard(cursor)
+        self._waiting.add(cursor)
+
+    def _wait_no_more(self, cursor: LogCursor) -> None:
+        self._waking.discard(cursor)
+        self._waiting.discard(cursor)
+
+    def _trim(self, beside: int) -> None:
+        """Keep the ring, and what there is `beside` it, within their bytes."""
         ring = self._ring
-        while self._ring_weight > self._memory_bytes and len(ring) > 1:
+        while self._ring_weight + beside > self._memory_bytes and len(ring) > 1:
             chunk = ring.popleft()
             self._ring_weight -= chunk.weight
             self._ring_base = chunk.last
@@ -298,8 +344,10 @@ class LogCursor:
         "_end",
         "_events",
         "_index",
+        "_judged",
         "_loading",
         "_log",
+        "_released",
         "_ticket",
         "position",
         "wake",
@@ -310,22 +358,28 @@ class LogCursor:
         self.wake = wake
         self._log = log
         self._accepts = accepts
+        self._judged: dict[str, bool] = {}
+        """What `accepts` said of topics that were met in memory: the same few come again and again."""
         self._events: Sequence[Event] = ()
         self._index = 0
         self._end = 0
         self._loading = False
+        self._released = False
+        """Whether what is being read shall not be held when it comes."""
         self._ticket = 0
         """Numbers the reads: one that `seek` has overtaken is thrown away."""
         self._closed = False
 
     def next(self) -> Event | None:
         """The next event that matches, or None; then `wake` is called once there may be one."""
-        accepts = self._accepts
+        judged = self._judged
+        anything = self._accepts is None
         while True:
             events = self._events
             for index in range(self._index, len(events)):
                 event = events[index]
-                if accepts is None or accepts(event.topic):
+                topic = event.topic
+                if anything or (judged[topic] if topic in judged else self._judge(topic)):
                     self._index = index + 1
                     self.position = event.seq
                     return event
@@ -335,7 +389,7 @@ class LogCursor:
                 return None
 
     def batch(self, limit: int) -> list[Event]:
-        """The next events that match, at most `limit`; empty means what None means to `next`."""
+        """The next events that match, at most `limit`; fewer mean what None means to `next`."""
         found: list[Event] = []
         while len(found) < limit and (event := self.next()) is not None:
             found.append(event)
@@ -347,31 +401,50 @@ class LogCursor:
         return self.position >= self._log.committed
 
     def seek(self, position: int) -> None:
-        """Go on after this seq."""
-        self.release()
-        self._loading = False
+        """Go on after this seq. No call of `wake` is due any more."""
+        self._stop_waiting()
+        self._drop()
         self.position = position
 
     def release(self) -> None:
         """Hold no events in memory until the next call."""
+        self._drop()
+        self._judged.clear()
+        self._released = True
+
+    def close(self) -> None:
+        """Never wake again."""
+        self._stop_waiting()
+        self._drop()
+        self._closed = True
+
+    def _drop(self) -> None:
         self._events = ()
         self._index = 0
         self._end = 0
 
-    def close(self) -> None:
-        """Never wake again."""
-        self.release()
-        self._closed = True
-        self._log._waiting.discard(self)
+    def _stop_waiting(self) -> None:
+        self._loading = False
+        self._log._wait_no_more(self)
+
+    def _judge(self, topic: str) -> bool:
+        assert self._accepts is not None
+        if len(self._judged) >= JUDGED:
+            self._judged.clear()
+        self._judged[topic] = accepted = self._accepts(topic)
+        return accepted
 
     def _load(self) -> bool:
         log = self._log
-        self.release()
+        self._drop()
+        self._released = False
         if self._closed or self._loading:
             return False
         if self.position >= log.committed:
-            log._waiting.add(self)
+            log._wait(self)
             return False
+        if log._stored <= self.position < log._ring_base:
+            self.position = log._ring_base  # what was between was kept in memory only
         chunk = log._find(self.position)
         if chunk is None:
             self._read(log._ring_base)
@@ -388,17 +461,21 @@ class LogCursor:
         self._ticket = ticket = self._ticket + 1
         position, accepts = self.position, self._accepts
 
+        def read() -> None:
+            if self._loading and self._ticket == ticket:
+                log._reader.submit(lambda: log.engine.read(position, upto, READ_LIMIT, accepts), loaded)
+
         def loaded(result: object, error: BaseException | None) -> None:
-            if self._closed or not self._loading or self._ticket != ticket:
+            if not self._loading or self._ticket != ticket:
+                return
+            if error is not None:
+                log._read_failed(read, error)
                 return
             self._loading = False
-            if error is not None:
-                _logger.error("cannot read the log after seq %d, trying again at the next event: %s", position, error)
-                log._waiting.add(self)
-                return
-            assert isinstance(result, tuple)
-            self._events, self._end = result
-            self._index = 0
+            if not self._released:
+                assert isinstance(result, tuple)
+                self._events, self._end = result
+                self._index = 0
             self.wake()
 
-        log._reader.submit(lambda: log.engine.read(position, upto, READ_LIMIT, accepts), loaded)
+        read()

@@ -5,8 +5,12 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
+from typing import Final
 
 from storage.interface import Accepts, Event, Row, Table
+
+SCAN_ROWS: Final = 4096
+"""Events that one read looks at, whether they are accepted or not."""
 
 _seq = attrgetter("seq")
 
@@ -20,10 +24,13 @@ class MemoryEngine:
 
     def commit(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
         """Keep all of it; there is no disk to wait for."""
-        self._events += [event for event in events if event.durability]
-        for table, rows in state.items():
+        lasting = [event for event in events if event.durability]
+        changes = [(table, list(rows.items())) for table, rows in state.items()]
+        # Up to here something may fail, from here on nothing does.
+        self._events += lasting
+        for table, rows in changes:
             kept = self._state.setdefault(table, {})
-            for key, values in rows.items():
+            for key, values in rows:
                 if values is None:
                     kept.pop(key, None)
                 else:
@@ -36,15 +43,16 @@ class MemoryEngine:
         """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked."""
         found: list[Event] = []
         events = self._events
-        for index in range(bisect_right(events, after, key=_seq), len(events)):
-            event = events[index]
+        start = bisect_right(events, after, key=_seq)
+        for event in events[start : start + SCAN_ROWS]:
             if event.seq > upto:
-                break
+                return found, upto
+            after = event.seq
             if accepts is None or accepts(event.topic):
                 found.append(event)
                 if len(found) == limit:
-                    return found, event.seq
-        return found, upto
+                    return found, after
+        return found, after if start + SCAN_ROWS < len(events) else upto
 
     def get(self, seqs: Sequence[int]) -> list[Event]:
         """The events with these seqs, in order."""
@@ -57,7 +65,7 @@ class MemoryEngine:
 
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table: key columns, then value columns."""
-        return [key + values for key, values in self._state.get(table, {}).items()]
+        return [key + values for key, values in list(self._state.get(table, {}).items())]
 
     def last(self) -> int:
         """The highest seq that was ever committed; 0 for a new log."""

@@ -6,27 +6,41 @@ The rules:
    transactions that never outlast a call, and can't checkpoint.
 2. A group is one transaction. Where it must last, the commit ends with an fsync of the WAL (`synchronous=FULL`);
    otherwise it leaves that to a later one (`NORMAL`), and survives the death of the process but not of the machine.
-3. An fsync that failed is never tried again as if nothing had happened: the engine takes no further group.
-4. Whatever stands in the directory, a node starts: a damaged database is set aside under another name, whole.
+3. An fsync that failed is never tried again as if nothing had happened: the engine takes no further group, and leaves
+   the WAL as it is for the next start, which takes from it what its checksums prove.
+4. A read looks at a bounded stretch and returns a bounded number of bytes.
 
-Why rows are inserted many at a time: each call into SQLite gives the interpreter lock away, and beside a busy loop it
-takes a while to get it back. One statement for 256 rows does so once where `executemany` does 256 times.
+Why so much is asked of one statement: each call into SQLite gives the interpreter lock away, and beside a busy loop it
+takes a while to get it back. One INSERT of 256 rows does so once where `executemany` does 256 times, and a list goes
+through JSON where a row for each of its elements would.
 """
 
 from __future__ import annotations
 
-import fcntl
+import json
 import logging
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
+from functools import cache
 from pathlib import Path
-from time import time
+from threading import Lock
 from typing import Final, NoReturn
 
+from storage.database import (
+    BUSY_SECONDS,
+    DATABASE,
+    KINDS,
+    SUSPECT,
+    WAL_BYTES,
+    hold,
+    is_damage,
+    open_reader,
+    open_writer,
+)
 from storage.interface import (
-    TABLES,
     Accepts,
     Event,
     Row,
@@ -37,66 +51,49 @@ from storage.interface import (
     Value,
 )
 
-DATABASE: Final = "berm.db"
-LOCK: Final = "berm.lock"
-"""Held locked by the node that runs on the directory, with its process id in it."""
-SUSPECT: Final = "berm.db.suspect"
-"""Stands there after SQLite has reported damage: the next start examines every page."""
-VERSION: Final = 1
-"""Of the schema, kept in the database's `user_version`."""
-
 PAGE_BYTES: Final = 4096
 CHECKPOINT_PAGES: Final = 4000
 """Pages in the WAL after which they are copied into the database."""
-WAL_BYTES: Final = 64 << 20
-"""What the WAL file is cut back to, where a burst has made it longer."""
-SCAN_ROWS: Final = 4096
+READERS_SECONDS: Final = 0.1
+"""How long a checkpoint of a WAL that has become long waits for other programs to end their transactions."""
+SCAN_ROWS: Final = 16384
 """Rows that one read looks at, whether they are accepted or not."""
 READ_BYTES: Final = 4 << 20
-"""Bytes of payloads and properties after which a read returns with what it has."""
-BUSY_SECONDS: Final = 5.0
-"""How long to wait where another program holds the database."""
+"""Bytes of topics, clients, properties and payloads after which a read returns with what it has."""
 
 _ROWS: Final = (256, 64, 16, 4, 1)
-"""Rows that one INSERT brings: the fewest statements that make up any number."""
+"""Rows that one statement brings: the fewest statements that make up any number."""
 _COLUMNS: Final = 8
+_SHORTEST_STRETCH: Final = 256
+"""Rows that a read with a filter looks at first."""
 _ROW_BYTES: Final = 50
 """What a row takes beside its payload and properties."""
-_LOOKUPS: Final = 500
-"""Seqs that one SELECT looks for."""
-_TOPICS_KEPT: Final = 50_000
+_TOPIC_BYTES: Final = 8 << 20
+"""Bytes that remembered ids of topics take before they are forgotten."""
+_ID_BYTES: Final = 150
+"""What one takes beside the topic's name."""
 
-_INSERTS: Final = {
-    rows: "INSERT INTO tail (seq, ts, topic, flags, client, properties, payload, expires) VALUES "
-    + ", ".join(["(?, ?, ?, ?, ?, ?, ?, ?)"] * rows)
-    for rows in _ROWS
-}
-_SELECT: Final = "SELECT seq, ts, topic, flags, client, properties, payload, expires FROM tail "
+_INSERT: Final = "INSERT INTO tail (seq, ts, topic, flags, client, properties, payload, expires)"
+_SELECT: Final = """SELECT seq, ts, topic, name, flags, client, properties, payload, expires
+    FROM tail LEFT JOIN topics ON topics.id = tail.topic"""
+_READ: Final = f"{_SELECT} WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
+_READ_TOPICS: Final = f"""{_SELECT} WHERE seq > ? AND seq <= ? AND topic IN (SELECT value FROM json_each(?))
+    ORDER BY seq LIMIT ?"""
+_GET: Final = f"{_SELECT} WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
+_TOPICS_IN: Final = """SELECT sum(rows), max(last), json_group_array(json_array(topic, name))
+    FROM (
+        SELECT topic, count(*) AS rows, max(seq) AS last
+        FROM (SELECT seq, topic FROM tail WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?)
+        GROUP BY topic
+    )
+    LEFT JOIN topics ON topics.id = topic"""
+"""The topics of a stretch; how many rows it has, and where it ends. Payloads are not touched."""
+_NEW_TOPICS: Final = "INSERT OR IGNORE INTO topics (name) SELECT value FROM json_each(?)"
+_TOPIC_IDS: Final = """SELECT json_group_array(json_array(name, id)) FROM topics
+    WHERE name IN (SELECT value FROM json_each(?))"""
 
-_SCHEMA: Final = (
-    """CREATE TABLE tail (
-        seq INTEGER PRIMARY KEY,
-        ts INTEGER NOT NULL,
-        topic INTEGER NOT NULL,
-        flags INTEGER NOT NULL,
-        client TEXT NOT NULL,
-        properties BLOB NOT NULL,
-        payload BLOB NOT NULL,
-        expires INTEGER NOT NULL
-    )""",
-    "CREATE TABLE topics (id INTEGER PRIMARY KEY, name TEXT NOT NULL UNIQUE)",
-    """CREATE VIEW events AS
-        SELECT seq, strftime('%Y-%m-%dT%H:%M:%f', ts / 1e6, 'unixepoch') || 'Z' AS time, name AS topic,
-            flags & 3 AS qos, flags >> 2 & 1 AS retain, client, payload, properties, ts, expires
-        FROM tail JOIN topics ON topics.id = tail.topic""",
-    *(
-        f"CREATE TABLE {table.name} ({', '.join(table.key + table.values)}, "
-        f"PRIMARY KEY ({', '.join(column.partition(' ')[0] for column in table.key)}))"
-        for table in TABLES
-    ),
-)
-
-_DAMAGE: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_CANTOPEN))
+_FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE))
+"""What a full disk gives: the second where it is the index of the WAL that can't grow."""
 
 _logger = logging.getLogger("berm.storage")
 
@@ -117,32 +114,38 @@ class SQLiteEngine:
         self._suspect = directory / SUSPECT
         self._failure: StorageFailed | None = None
         self._ids: dict[str, int] = {}
-        """Topic names to ids, as committed: the writer's."""
-        self._names: dict[int, str] = {}
-        """Ids to topic names: the reader's."""
+        """Topic names to ids, as committed."""
+        self._ids_weight = 0
         self._full = True
         """Whether the writer's commits fsync at the moment."""
         self._gathered = CHECKPOINT_PAGES
-        """Pages that the WAL holds, roughly; at the start it may hold some."""
+        """Pages written to the WAL since the last checkpoint, roughly; at the start it may hold some."""
+        self._announced = WAL_BYTES
+        """The length of the WAL that was last complained of."""
+        self._reading = Lock()
+        """Held during each transaction of the reader."""
         self._lock: int | None = None
         if readonly:
             with self._explained("opening"):
-                self._reader = self._writer = _open(self.path, readonly=True)
-                self._check_version(self._reader)
+                self._reader = self._writer = open_reader(self.path)
             return
         try:
-            _make_directory(directory)
-            self._lock = _lock(directory)
+            self._lock = hold(directory)
+            with self._explained("opening"):
+                self._writer, self.quarantined = open_writer(directory)
+                try:
+                    self._reader = open_reader(self.path)
+                except BaseException:
+                    self._writer.close()
+                    raise
         except OSError as error:
+            self._release()
             raise StorageError(
-                f"cannot use the data directory {directory}: {error.strerror}; "
+                f"cannot use the data directory {directory}: {error.filename or directory}: {error.strerror}; "
                 "set storage.path to one that can be written"
             ) from error
-        try:
-            self._writer = self._start()
-            self._reader = _open(self.path, readonly=True)
         except BaseException:
-            os.close(self._lock)
+            self._release()
             raise
 
     # -- writing
@@ -152,7 +155,6 @@ class SQLiteEngine:
         if self._failure is not None:
             raise self._failure
         writer = self._writer
-        known = len(self._ids)
         with self._explained("writing"):
             try:
                 if sync is not self._full:
@@ -165,119 +167,176 @@ class SQLiteEngine:
                 writer.execute("COMMIT")
                 self._gathered += 2 + written // PAGE_BYTES
             except BaseException:
-                if len(self._ids) != known:
-                    self._ids.clear()  # those given in this transaction are gone with it
+                self._forget()  # ids given in this transaction are gone with it
                 if writer.in_transaction:
                     writer.execute("ROLLBACK")
                 raise
 
     def upkeep(self) -> None:
         """Copy what has gathered in the WAL into the database, once it is long enough. Between groups."""
-        if self._failure is None and self._gathered >= CHECKPOINT_PAGES:
-            try:
-                with self._explained("checkpointing"):
-                    _, pages, copied = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
-                    self._gathered = pages - copied
-            except StorageFailed:
-                pass  # the next group is told
-            except StorageError as error:
-                _logger.warning("%s; the WAL grows until it can", error)
+        if self._failure is not None or self._gathered < CHECKPOINT_PAGES:
+            return
+        self._gathered = 0  # where it can't be done now, it is tried again after as many pages
+        try:
+            with self._explained("checkpointing"):
+                self._checkpoint()
+        except StorageFailed:
+            pass  # the next group is told
+        except StorageError as error:
+            _logger.warning("%s; the WAL grows until it can be copied into the database", error)
+
+    def _checkpoint(self) -> None:
+        """Copy the WAL into the database, so that the next group begins it anew.
+
+        It can't as long as anybody reads from the WAL: a reader that takes no breath would keep it growing for ever.
+        So once it is long, the node's own reader stands back for a moment, and others are waited for.
+        """
+        pages = self._writer.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+        if pages * PAGE_BYTES < WAL_BYTES:
+            self._announced = WAL_BYTES
+            return
+        self._writer.execute(f"PRAGMA busy_timeout={READERS_SECONDS * 1000:.0f}")
+        try:
+            with self._reading:
+                blocked = self._writer.execute("PRAGMA wal_checkpoint(RESTART)").fetchone()[0]
+        finally:
+            self._writer.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000:.0f}")
+        if blocked and pages * PAGE_BYTES >= 2 * self._announced:
+            self._announced = pages * PAGE_BYTES
+            _logger.warning(
+                "the WAL of %s has grown to %d MB, since another program reads it without a pause; end that one",
+                self.path,
+                self._announced >> 20,
+            )
 
     def _insert(self, events: Sequence[Event]) -> int:
         """Insert all but those that are kept in memory only; their size in bytes, roughly."""
-        if len(self._ids) > _TOPICS_KEPT:
-            self._ids.clear()
-        ids = self._ids
+        ids = self._topic_ids(events)
         values: list[Value] = []
         written = 0
         for event in events:
             durability = event.durability
             if durability:
-                topic = event.topic
                 written += _ROW_BYTES + len(event.payload) + len(event.properties)
                 values += (
                     event.seq,
                     event.ts,
-                    ids[topic] if topic in ids else self._new_id(topic),
+                    ids[event.topic],
                     event.qos | event.retain << 2 | durability << 3,
                     event.client,
                     event.properties,
                     event.payload,
                     event.expires,
                 )
-        execute = self._writer.execute
-        at, end = 0, len(values)
-        for rows in _ROWS:
-            size = rows * _COLUMNS
-            while end - at >= size:
-                execute(_INSERTS[rows], values if size == end else values[at : at + size])
-                at += size
+        self._execute(_insert, values, _COLUMNS)
         return written
 
-    def _new_id(self, topic: str) -> int:
-        execute = self._writer.execute
-        found = execute("SELECT id FROM topics WHERE name = ?", (topic,)).fetchone()
-        id = found[0] if found else execute("INSERT INTO topics (name) VALUES (?)", (topic,)).lastrowid
-        assert isinstance(id, int)
-        self._ids[topic] = id
-        return id
+    def _topic_ids(self, events: Sequence[Event]) -> dict[str, int]:
+        """The ids of these events' topics, and of others; new topics are given theirs."""
+        ids = self._ids
+        topics = {event.topic for event in events if event.durability}
+        if not topics <= ids.keys():
+            if self._ids_weight > _TOPIC_BYTES:
+                self._forget()
+            names = json.dumps([topic for topic in topics if topic not in ids])
+            self._writer.execute(_NEW_TOPICS, (names,))
+            for topic, id in json.loads(self._writer.execute(_TOPIC_IDS, (names,)).fetchone()[0]):
+                ids[topic] = id
+                self._ids_weight += _ID_BYTES + len(topic)
+        return ids
+
+    def _forget(self) -> None:
+        self._ids.clear()
+        self._ids_weight = 0
 
     def _change(self, table: Table, rows: dict[Row, Row | None]) -> int:
         """Change rows of state; the bytes of the pages that this touches, at the most but for large values."""
-        put = [key + values for key, values in rows.items() if values is not None]
-        gone = [key for key, values in rows.items() if values is None]
-        if put:
-            places = ", ".join("?" * len(put[0]))
-            self._writer.executemany(f"INSERT OR REPLACE INTO {table.name} VALUES ({places})", put)
-        if gone:
-            where = " AND ".join(f"{column.partition(' ')[0]} = ?" for column in table.key)
-            self._writer.executemany(f"DELETE FROM {table.name} WHERE {where}", gone)
+        put: list[Value] = []
+        gone: list[Value] = []
+        for key, values in rows.items():
+            if values is None:
+                gone += key
+            else:
+                put += key
+                put += values
+        self._execute(lambda count: _upsert(table, count), put, len(table.key) + len(table.values))
+        self._execute(lambda count: _delete(table, count), gone, len(table.key))
         return len(rows) * PAGE_BYTES
+
+    def _execute(self, statement: Callable[[int], str], values: list[Value], columns: int) -> None:
+        """Execute what `statement` says for so many rows, until all `values` have been taken."""
+        at, end = 0, len(values)
+        for rows in _ROWS:
+            size = rows * columns
+            while end - at >= size:
+                self._writer.execute(statement(rows), values if size == end else values[at : at + size])
+                at += size
 
     # -- reading
 
     def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
         """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked."""
         found: list[Event] = []
+        with self._reading, self._explained("reading"):
+            if accepts is not None:
+                return found, self._read_accepted(found, after, upto, limit, accepts)
+            room = self._take(found, READ_BYTES, _READ, (after, upto, limit))
+        return found, upto if room > 0 and len(found) < limit else found[-1].seq
+
+    def _read_accepted(self, found: list[Event], after: int, upto: int, limit: int, accepts: Accepts) -> int:
+        """Fill `found`, stretch by stretch, each longer than the one before; the seq up to which was looked."""
         room = READ_BYTES
-        looked = 0
-        accepted: dict[int, bool] = {}
-        with self._explained("reading"):
-            rows = self._reader.execute(
-                f"{_SELECT} WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?", (after, upto, SCAN_ROWS)
-            )
-            try:
-                for row in rows:
-                    looked += 1
-                    after, topic = row[0], row[2]
-                    wanted = accepted.get(topic)
-                    if wanted is None:
-                        wanted = accepted[topic] = accepts is None or accepts(self._name(topic))
-                    if wanted:
-                        event = self._event(row)
-                        found.append(event)
-                        room -= len(event.payload) + len(event.properties)
-                        if len(found) == limit or room <= 0:
-                            return found, after
-            finally:
-                rows.close()
-        return found, after if looked == SCAN_ROWS else upto
+        left, stretch = SCAN_ROWS, max(limit, _SHORTEST_STRETCH)
+        while left > 0 and after < upto:
+            stretch = min(stretch, left)
+            rows, last, topics = self._reader.execute(_TOPICS_IN, (after, upto, stretch)).fetchone()
+            if not rows:
+                return upto
+            wanted = [topic for topic, name in json.loads(topics) if accepts(_known(topic, name))]
+            if wanted:
+                room = self._take(found, room, _READ_TOPICS, (after, last, json.dumps(wanted), limit - len(found)))
+                if room <= 0 or len(found) == limit:
+                    return found[-1].seq
+            after = last
+            left -= rows
+            stretch *= 4
+        return after
+
+    def _take(self, found: list[Event], room: int, query: str, parameters: Sequence[Value]) -> int:
+        """Add the events that a query gives, while there is room for them; the bytes of room that are left."""
+        with closing(self._reader.execute(query, parameters)) as rows:
+            for seq, ts, id, topic, flags, client, properties, payload, expires in rows:
+                if not (
+                    type(properties) is type(payload) is bytes
+                    and type(topic) is type(client) is str
+                    and type(ts) is type(flags) is type(expires) is int
+                ):
+                    raise sqlite3.DatabaseError(f"the event {seq}, of topic {id}, is damaged")
+                found.append(
+                    Event(seq, ts, topic, payload, flags & 3, flags & 4 != 0, client, properties, expires, flags >> 3)
+                )
+                room -= len(topic) + len(client) + len(properties) + len(payload)
+                if room <= 0:
+                    break
+        return room
 
     def get(self, seqs: Sequence[int]) -> list[Event]:
         """The events with these seqs that are still kept, in order."""
         found: list[Event] = []
-        with self._explained("reading"):
-            for at in range(0, len(seqs), _LOOKUPS):
-                part = seqs[at : at + _LOOKUPS]
-                rows = self._reader.execute(f"{_SELECT} WHERE seq IN ({', '.join('?' * len(part))})", part).fetchall()
-                found += map(self._event, rows)
-        found.sort(key=lambda event: event.seq)
+        with self._reading, self._explained("reading"):
+            self._take(found, sys.maxsize, _GET, (json.dumps(list(seqs)),))
         return found
 
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table: key columns, then value columns."""
-        with self._explained("reading"):
-            return self._reader.execute(f"SELECT * FROM {table.name}").fetchall()
+        kinds = [KINDS[column.partition(" ")[2]] for column in table.key + table.values]
+        with self._reading, self._explained("reading"):
+            rows: list[Row] = self._reader.execute(f"SELECT * FROM {table.name}").fetchall()
+            for row in rows:
+                for value, kind in zip(row, kinds, strict=True):
+                    if value is not None and type(value) is not kind:
+                        raise sqlite3.DatabaseError(f"the row {row[0]!r} of {table.name} is damaged")
+        return rows
 
     def last(self) -> int:
         """The highest seq that was ever committed and is still there; 0 for a new log."""
@@ -288,71 +347,27 @@ class SQLiteEngine:
         return self._number("SELECT ts FROM tail ORDER BY seq DESC LIMIT 1")
 
     def _number(self, query: str) -> int:
-        with self._explained("reading"):
+        with self._reading, self._explained("reading"):
             row = self._reader.execute(query).fetchone()
         return row[0] or 0 if row else 0
 
-    def _event(self, row: tuple[int, int, int, int, str, bytes, bytes, int]) -> Event:
-        seq, ts, topic, flags, client, properties, payload, expires = row
-        return Event(
-            seq, ts, self._name(topic), payload, flags & 3, bool(flags & 4), client, properties, expires, flags >> 3
-        )
-
-    def _name(self, topic: int) -> str:
-        name = self._names.get(topic)
-        if name is None:
-            row = self._reader.execute("SELECT name FROM topics WHERE id = ?", (topic,)).fetchone()
-            if row is None:
-                raise sqlite3.DatabaseError(f"no topic has the id {topic}")
-            if len(self._names) >= _TOPICS_KEPT:
-                self._names.clear()
-            name = self._names[topic] = row[0]
-        return name
-
-    # -- the start and the end
+    # -- the end, and when SQLite fails
 
     def close(self) -> None:
         """Give back every resource. Committed groups stay."""
-        self._reader.close()
-        if self._lock is not None:
+        # The last connection to be closed copies the WAL into the database, if it may write. After a failure none may.
+        if self._failure is None:
+            self._reader.close()
             self._writer.close()
+        else:
+            self._writer.close()
+            self._reader.close()
+        self._release()
+
+    def _release(self) -> None:
+        if self._lock is not None:
             os.close(self._lock)
             self._lock = None
-
-    def _start(self) -> sqlite3.Connection:
-        if self._suspect.exists() or not _sound(self.path):
-            self._examine()
-        with self._explained("opening"):
-            writer = _open(self.path, readonly=False)
-            try:
-                _migrate(writer)
-                self._check_version(writer)
-            except BaseException:
-                writer.close()
-                raise
-        return writer
-
-    def _examine(self) -> None:
-        """Look at every page, and set the database aside where one is damaged."""
-        if self.path.exists() and not _sound(self.path, every_page=True):
-            stamp = int(time())
-            for suffix in ("", "-wal", "-shm"):
-                part = Path(f"{self.path}{suffix}")
-                if part.exists():
-                    part.rename(f"{self.path}.damaged-{stamp}{suffix}")
-            self.quarantined = Path(f"{self.path}.damaged-{stamp}")
-            _sync_directory(self.path.parent)
-        self._suspect.unlink(missing_ok=True)
-
-    def _check_version(self, connection: sqlite3.Connection) -> None:
-        version = connection.execute("PRAGMA user_version").fetchone()[0]
-        if version > VERSION:
-            raise StorageError(
-                f"{self.path} was written by a newer Berm (schema {version}, this one knows {VERSION}); "
-                "install that version, or set storage.path to another directory"
-            )
-
-    # -- when SQLite fails
 
     @contextmanager
     def _explained(self, doing: str) -> Iterator[None]:
@@ -364,111 +379,52 @@ class SQLiteEngine:
     def _fail(self, doing: str, error: sqlite3.Error) -> NoReturn:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
         what = f"{doing} {self.path}: {error}"
-        if code == sqlite3.SQLITE_FULL:
+        if code in _FULL:
             raise StorageFull(f"{what}; free some space on its disk") from error
         if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StorageError(f"{what}; another program holds it, end that") from error
-        if code & 0xFF in _DAMAGE and self._lock is not None:
-            self._suspect.touch()
+        if is_damage(error) and self._lock is not None:
+            with suppress(OSError):  # on a full or broken disk the next start looks at the ends only
+                self._suspect.touch()
         if doing in ("reading", "opening"):
             raise StorageError(f"{what}; see whether the disk is sound") from error
         self._failure = StorageFailed(f"{what}; see whether the disk is sound, then start the node again")
         raise self._failure from error
 
 
-def _open(path: Path, *, readonly: bool) -> sqlite3.Connection:
-    mode = "ro" if readonly else "rwc"
-    connection = sqlite3.connect(
-        f"{path.absolute().as_uri()}?mode={mode}",
-        uri=True,
-        timeout=BUSY_SECONDS,
-        isolation_level=None,
-        check_same_thread=False,
+def _known(topic: object, name: object) -> str:
+    if not isinstance(name, str):
+        raise sqlite3.DatabaseError(f"the topic {topic} has no name")
+    return name
+
+
+@cache
+def _insert(rows: int) -> str:
+    return f"{_INSERT} VALUES {_places(rows, _COLUMNS)}"
+
+
+@cache
+def _upsert(table: Table, rows: int) -> str:
+    values = [_name(column) for column in table.values]
+    return (
+        f"INSERT INTO {table.name} VALUES {_places(rows, len(table.key) + len(values))} "
+        f"ON CONFLICT ({', '.join(map(_name, table.key))}) "
+        f"DO UPDATE SET {', '.join(f'{name} = excluded.{name}' for name in values)}"
     )
-    try:
-        if readonly:
-            connection.execute("PRAGMA query_only=ON")
-        else:
-            connection.execute("PRAGMA journal_mode=WAL")
-            connection.execute("PRAGMA synchronous=FULL")
-            connection.execute("PRAGMA wal_autocheckpoint=0")
-            connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
-def _migrate(connection: sqlite3.Connection) -> None:
-    """Bring the schema up to date; each step and the record of it commit together."""
-    if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
-        connection.execute("BEGIN IMMEDIATE")
-        for statement in _SCHEMA:
-            connection.execute(statement)
-        connection.execute(f"PRAGMA user_version={VERSION}")
-        connection.execute("COMMIT")
+@cache
+def _delete(table: Table, rows: int) -> str:
+    same = " AND ".join(f"{_name(column)} = column{at}" for at, column in enumerate(table.key, 1))
+    return (
+        f"DELETE FROM {table.name} WHERE rowid IN (SELECT {table.name}.rowid "
+        f"FROM (VALUES {_places(rows, len(table.key))}) CROSS JOIN {table.name} ON {same})"
+    )
 
 
-def _sound(path: Path, *, every_page: bool = False) -> bool:
-    """Whether a database can be opened and the ends of its log can be read; with `every_page`, all of it."""
-    if not path.exists():
-        return True
-    try:
-        connection = _open(path, readonly=False)
-    except sqlite3.DatabaseError as error:
-        return not _damaged(error)
-    try:
-        if every_page:
-            return bool(connection.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",))
-        if connection.execute("SELECT count(*) FROM sqlite_schema WHERE name = 'tail'").fetchone()[0]:
-            for order in ("ASC", "DESC"):
-                connection.execute(f"{_SELECT} ORDER BY seq {order} LIMIT 100").fetchall()
-            for table in TABLES:
-                connection.execute(f"SELECT * FROM {table.name} LIMIT 100").fetchall()
-    except sqlite3.DatabaseError as error:
-        return not _damaged(error)
-    else:
-        return True
-    finally:
-        connection.close()
+def _places(rows: int, columns: int) -> str:
+    return ", ".join([f"({', '.join('?' * columns)})"] * rows)
 
 
-def _damaged(error: sqlite3.DatabaseError) -> bool:
-    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
-    return code & 0xFF in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
-
-
-def _make_directory(directory: Path) -> None:
-    if not directory.exists():
-        directory.mkdir(parents=True)
-        _sync_directory(directory.parent)
-
-
-def _sync_directory(directory: Path) -> None:
-    """Make what was created or renamed in it last."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def _lock(directory: Path) -> int:
-    """Hold the directory for this process; the descriptor that does.
-
-    Raises:
-        StorageError: another process holds it.
-    """
-    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        holder = os.read(descriptor, 32).decode(errors="replace").strip()
-        os.close(descriptor)
-        raise StorageError(
-            f"the data directory {directory} is in use by the node with process id {holder or 'unknown'}; "
-            "stop that one, or set storage.path to another directory"
-        ) from None
-    os.ftruncate(descriptor, 0)
-    os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
-    return descriptor
+def _name(column: str) -> str:
+    return column.partition(" ")[0]

@@ -176,7 +176,7 @@ def mosquitto(directory: Path) -> Iterator[int]:
     with (directory / "mosquitto.log").open("ab") as log:
         process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:
-        wait_until("mosquitto listens", lambda: _answers(port) or process.poll() is not None)
+        wait_until("mosquitto listens", lambda: answers(port) or process.poll() is not None)
         assert process.poll() is None, f"mosquitto ended: {Path(log.name).read_text()}"
         yield port
     finally:
@@ -184,7 +184,8 @@ def mosquitto(directory: Path) -> Iterator[int]:
         process.wait(PATIENCE)
 
 
-def _answers(port: int) -> bool:
+def answers(port: int) -> bool:
+    """Whether somebody listens on a port."""
     try:
         socket.create_connection((HOST, port), 1).close()
     except OSError:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.berm.helpers import Client, Node
+from tests.berm.helpers import Client
+from tests.node import Node
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"broker", "bridge", "processors", "storage", "berm"}

@@ -6,6 +6,14 @@ import os
 from socket import gaierror
 
 
+class ListenError(OSError):
+    """An address can't be listened on; `listener` is the name of the one that was to."""
+
+    def __init__(self, listener: str, address: str, error: Exception) -> None:
+        super().__init__(f"cannot listen on {address}: {words(error)}")
+        self.listener = listener
+
+
 def words(error: Exception) -> str:
     """Such as `connection refused`; empty where the error says nothing."""
     if isinstance(error, OSError) and not isinstance(error, gaierror) and error.errno:

@@ -1,49 +1,109 @@
-"""Listens, and gives the hub its time."""
+"""Listens wherever clients are to connect, gives the hub its time, and loads certificates anew."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+from collections.abc import Sequence
 from time import time_ns
+from typing import Final
 
 from broker.hub import Hub
 from broker.net.connection import SocketConnection
+from broker.net.errors import ListenError
+from broker.net.listener import Acceptor, Endpoint
 
-TICK = 0.2
+TICK: Final = 0.2
 """Seconds between two looks at the clock."""
+LINGER_AT_STOP: Final = 1.0
+"""Seconds that all connections together may take, at the end, to send what was written to them."""
+WATCH: Final = 2.0
+"""Seconds between two looks at the files of certificates."""
+
+_logger = logging.getLogger("berm.broker")
 
 
 class Server:
-    """One TCP listener in front of a hub."""
+    """The listeners in front of a hub."""
 
-    def __init__(self, hub: Hub, host: str, port: int) -> None:
+    def __init__(self, hub: Hub, endpoints: Sequence[Endpoint]) -> None:
         self.hub = hub
-        self.host = host
-        self.port = port
-        self._server: asyncio.Server | None = None
+        self._sockets: set[SocketConnection] = set()
+        self.acceptors = [Acceptor(hub, endpoint, self._sockets) for endpoint in endpoints]
         self._ticker: asyncio.TimerHandle | None = None
+        self._watcher: asyncio.TimerHandle | None = None
+        self._reloading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
-        """Listen. A port of 0 becomes the one that the system chose.
+        """Listen everywhere, or nowhere.
 
         Raises:
-            OSError: the address can't be listened on.
+            ListenError: an address can't be listened on.
         """
+        for acceptor in self.acceptors:
+            try:
+                await acceptor.start()
+            except (OSError, UnicodeError) as error:  # a name that is no host name at all is a UnicodeError
+                for started in self.acceptors:
+                    started.stop()
+                endpoint = acceptor.endpoint
+                raise ListenError(endpoint.listener.name, str(endpoint.address), error) from error
         loop = asyncio.get_running_loop()
-        self._server = await loop.create_server(
-            lambda: SocketConnection(self.hub, loop), self.host, self.port, backlog=4096
-        )
-        self.port = self._server.sockets[0].getsockname()[1]
         self._tick(loop)
+        if any(acceptor.endpoint.tls is not None for acceptor in self.acceptors):
+            self._watch(loop)
 
     async def stop(self) -> None:
-        """Stop listening, and end every connection."""
-        if self._server is not None:
-            self._server.close()
+        """Stop listening, and end every connection: the clients are told, and have LINGER_AT_STOP to hear it."""
+        for acceptor in self.acceptors:
+            acceptor.stop()
+        for timer in (self._ticker, self._watcher):
+            if timer is not None:
+                timer.cancel()
+        if self._reloading is not None:
+            await self._reloading
         self.hub.tick(time_ns() // 1000)
         self.hub.close_connections()
-        if self._ticker is not None:
-            self._ticker.cancel()
+        ends = [socket.ended for socket in self._sockets]
+        if ends:
+            await asyncio.wait(ends, timeout=LINGER_AT_STOP)
+        for socket in list(self._sockets):
+            socket.abort()
+        await asyncio.gather(*ends)
+
+    @property
+    def port(self) -> int:
+        """Where the first listener listens."""
+        return self.acceptors[0].port
+
+    def reload(self) -> None:
+        """Load every certificate anew, for the connections to come. One that can't be used is told, the old goes on."""
+        self._reload([acceptor.endpoint for acceptor in self.acceptors])
+
+    def _reload(self, endpoints: Sequence[Endpoint]) -> None:
+        if endpoints and self._reloading is None:
+            self._reloading = asyncio.get_running_loop().create_task(self._load(endpoints))
+
+    async def _load(self, endpoints: Sequence[Endpoint]) -> None:
+        from broker.net.tls import TLSError, load  # a node without TLS does without it
+
+        for endpoint in endpoints:
+            if endpoint.tls is None:
+                continue
+            files = endpoint.tls.files
+            try:
+                endpoint.tls.context = await asyncio.get_running_loop().run_in_executor(None, load, files)
+            except TLSError as error:
+                _logger.error("listener %s: %s; it goes on with the old certificate", endpoint.listener.name, error)
+            else:
+                _logger.info("listener %s: loaded %s anew", endpoint.listener.name, files.certificate)
+        self._reloading = None
 
     def _tick(self, loop: asyncio.AbstractEventLoop) -> None:
         self.hub.tick(time_ns() // 1000)
         self._ticker = loop.call_later(TICK, self._tick, loop)
+
+    def _watch(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._watcher = loop.call_later(WATCH, self._watch, loop)
+        endpoints = [acceptor.endpoint for acceptor in self.acceptors]
+        self._reload([each for each in endpoints if each.tls is not None and each.tls.changed()])

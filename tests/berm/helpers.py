@@ -2,16 +2,9 @@
 
 from __future__ import annotations
 
-import re
-import select
-import shutil
-import signal
-import socket
 import subprocess
-import sys
 import threading
-import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
@@ -23,24 +16,8 @@ from paho.mqtt.enums import CallbackAPIVersion, MQTTProtocolVersion
 from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 
-PATIENCE = 30.0
-"""Seconds after which something that should have happened won't."""
-
-
-def wait_until(what: str, holds: Callable[[], bool]) -> None:
-    """Look again and again until `holds`; fail with `what` and not with a hang."""
-    deadline = time.monotonic() + PATIENCE
-    while not holds():
-        assert time.monotonic() < deadline, f"still waiting after {PATIENCE:g} s: {what}"
-        time.sleep(0.01)
-
-
-def free_port() -> int:
-    """A port that nobody listened on a moment ago."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port
+from tests.clients import end
+from tests.node import BERM, MOSQUITTO, PATIENCE, answers, free_port, wait_until
 
 
 def berm(*arguments: str, cwd: Path, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
@@ -49,75 +26,6 @@ def berm(*arguments: str, cwd: Path, stdin: str | None = None) -> subprocess.Com
         [*BERM, *arguments], cwd=cwd, input=stdin, capture_output=True, text=True, timeout=PATIENCE, check=False
     )
 
-
-BERM: Sequence[str] = (sys.executable, "-m", "berm")
-
-
-class Node:
-    """`berm run` in a process of its own, in `directory`, on a port that the system chooses."""
-
-    def __init__(
-        self,
-        directory: Path,
-        config: str = "",
-        arguments: Sequence[str] = (),
-        name: str = "edge",
-        command: Sequence[str] = BERM,
-    ) -> None:
-        directory.mkdir(exist_ok=True)
-        self.directory = directory
-        self.data = directory / "data"
-        (directory / "berm.toml").write_text(config)
-        self._errors = (directory / "stderr").open("a+")
-        own = ("run", "--set", "mqtt.port=0", "--set", f"node.name={name}")
-        self.process = subprocess.Popen(
-            [*command, *own, *arguments],
-            cwd=directory,
-            stdout=subprocess.PIPE,
-            stderr=self._errors,
-            text=True,
-            bufsize=1,
-        )
-        first = self._read_line()
-        found = re.search(r"listens on mqtt://.*:(\d+)$", first)
-        if not found:
-            self.__exit__(None, None, None)
-            raise AssertionError(f"it did not start: {first!r} {self.stderr}")
-        self.port = int(found[1])
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
-        if self.process.poll() is None:
-            self.process.kill()
-        self.process.wait(PATIENCE)
-        assert self.process.stdout is not None
-        self.process.stdout.close()
-        self._errors.close()
-
-    @property
-    def stderr(self) -> str:
-        """Everything that was logged so far, by earlier runs in this directory too."""
-        return (self.directory / "stderr").read_text()
-
-    def stop(self, number: signal.Signals = signal.SIGTERM) -> int:
-        """Send a signal; the exit code."""
-        self.process.send_signal(number)
-        return self.process.wait(PATIENCE)
-
-    def rest_of_stdout(self) -> str:
-        """What it has printed after its first line, once it has ended."""
-        assert self.process.stdout is not None
-        return self.process.stdout.read()
-
-    def _read_line(self) -> str:
-        assert self.process.stdout is not None
-        ready, _, _ = select.select([self.process.stdout], [], [], PATIENCE)
-        return self.process.stdout.readline().rstrip("\n") if ready else "nothing"
-
-
-MOSQUITTO = shutil.which("mosquitto") or shutil.which("mosquitto", path="/usr/sbin")
 
 needs_mosquitto = pytest.mark.skipif(MOSQUITTO is None, reason="mosquitto is not installed (apt-get install mosquitto)")
 
@@ -135,20 +43,12 @@ def mosquitto(directory: Path, *lines: str, port: int = 0) -> Iterator[int]:
     with (directory / f"mosquitto-{port}.log").open("a") as log:
         process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stdout=log, stderr=log)
         try:
-            wait_until("mosquitto listens", lambda: _answers(port) or process.poll() is not None)
+            wait_until("mosquitto listens", lambda: answers(port) or process.poll() is not None)
             assert process.poll() is None, Path(log.name).read_text()
             yield port
         finally:
             process.terminate()
             process.wait(PATIENCE)
-
-
-def _answers(port: int) -> bool:
-    try:
-        socket.create_connection(("127.0.0.1", port), 1).close()
-    except OSError:
-        return False
-    return True
 
 
 class Client:
@@ -182,7 +82,7 @@ class Client:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self._client.disconnect()
-        self._client.loop_stop()
+        end(self._client)
 
     def subscribe(self, topic: str, qos: int = 1) -> None:
         """Subscribe, and wait for the SUBACK."""

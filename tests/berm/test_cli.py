@@ -13,7 +13,8 @@ import pytest
 from berm import __version__
 from storage.interface import FSYNC, META, Event, Group
 from storage.sqlite import SQLiteEngine
-from tests.berm.helpers import Client, Node, berm
+from tests.berm.helpers import Client, berm
+from tests.node import Node
 
 NOW = datetime.now(UTC)
 MINUTE = 60_000_000

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from berm.process import SPARE_FILES, notify, raise_file_limit
-from tests.berm.helpers import PATIENCE, Node
+from tests.node import PATIENCE, Node
 
 
 def limited(soft: int, hard: int, connections: int) -> tuple[int, str]:

@@ -13,7 +13,8 @@ from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.packets import Connack, Disconnect, Packet, Puback, Publish
 from broker.mqtt.properties import Properties, Property, encode_properties
 from storage.interface import FSYNC, Event
-from tests.berm.helpers import MOSQUITTO, Client, Node, free_port, mosquitto
+from tests.berm.helpers import Client, mosquitto
+from tests.node import MOSQUITTO, Node, free_port
 
 
 def events(count: int, qos: int = 1, topic: str = "plant/a", properties: Properties = ()) -> list[Event]:

@@ -15,7 +15,8 @@ import pytest
 
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connect
-from tests.berm.helpers import BERM, Client, Node, berm, wait_until
+from tests.berm.helpers import Client, berm
+from tests.node import BERM, Node, wait_until
 
 
 def test_a_node_says_where_it_listens_and_where_its_log_is(tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable
 import pytest
 
 from broker.net.dialer import Dialer
-from tests.berm.helpers import PATIENCE, free_port
+from tests.node import PATIENCE, free_port
 
 
 class Script:

@@ -15,8 +15,9 @@ import pytest
 
 from bridge.ledger import Ledger
 from bridge.stamp import read_stamp
-from tests.berm.helpers import MOSQUITTO, Client, Node, berm, free_port, mosquitto, needs_mosquitto, wait_until
+from tests.berm.helpers import Client, berm, mosquitto, needs_mosquitto
 from tests.bridge.proxy import Proxy
+from tests.node import MOSQUITTO, Node, free_port, wait_until
 
 
 def config(port: int, version: str = "5", more: str = "") -> str:

@@ -29,6 +29,8 @@ from tests.crash.client import HOT, LOAD, STATS, Client, Cloud, Publisher, Subsc
 from tests.crash.ledger import Entry, account
 from tests.node import BERM, MOSQUITTO, Node, mosquitto
 
+ROOT: Final = Path(__file__).parents[2]
+
 PLANT: Final = Path(__file__).with_name("plant.py")
 PATIENCE: Final = 60.0
 """Seconds in which everything must have arrived once the load has stopped."""
@@ -250,7 +252,11 @@ class Run:
 
 def sabotaged(*names: str) -> tuple[str, ...]:
     """The command of a node that breaks its promises in these ways."""
-    return (sys.executable, "-m", "tests.crash.sabotage", ",".join(names))
+    # Not by `-m`: elsewhere than in the checkout, `tests` may be what some installed package brings under that name.
+    start = (
+        f"import sys; sys.path.insert(0, {str(ROOT)!r}); from tests.crash.sabotage import main; main(sys.argv.pop(1))"
+    )
+    return (sys.executable, "-c", start, ",".join(names))
 
 
 @contextmanager

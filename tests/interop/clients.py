@@ -28,6 +28,7 @@ from paho.mqtt.packettypes import PacketTypes
 from paho.mqtt.properties import Properties
 from paho.mqtt.subscribeoptions import SubscribeOptions
 
+from tests.clients import end
 from tests.node import HOST, PATIENCE
 
 T = TypeVar("T")
@@ -221,12 +222,12 @@ class Paho(Inbox):
         assert isinstance(link, socket.socket)
         link.shutdown(socket.SHUT_RDWR)
         assert self.ended.wait(PATIENCE)
-        self._client.loop_stop()
+        end(self._client)
 
     def close(self) -> None:
         """Say goodbye."""
         self._client.disconnect()
-        self._client.loop_stop()
+        end(self._client)
 
     def _on_connect(self, client: object, data: object, flags: Any, reason: Any, properties: Properties | None) -> None:
         if not reason.is_failure:

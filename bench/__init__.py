@@ -1,0 +1,1 @@
+"""Measurements that run a peer beside Berm, in one run; and the demonstration of what a node is for."""

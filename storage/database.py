@@ -1,0 +1,314 @@
+"""The data directory and the database file in it: held by one node, opened, brought up to date, and never in the way.
+
+The rules:
+
+1. A node holds its directory by a lock on `berm.lock`; the system gives it back however the process ends.
+2. Whether a database is damaged is found out by reading it only. What is damaged is set aside whole, with its WAL: not
+   a byte of it is changed, and the node goes on with an empty log.
+3. A start looks at the ends of the database, which takes no longer for a longer log. Every page is examined only after
+   SQLite has reported damage; `berm.db.suspect` stands there from then until that has been done.
+4. A database of a newer Berm is not touched.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import sqlite3
+from contextlib import closing, suppress
+from pathlib import Path
+from struct import Struct
+from time import time
+from typing import Final
+
+from storage.interface import TABLES, StorageError
+
+DATABASE: Final = "berm.db"
+LOCK: Final = "berm.lock"
+"""Held locked by the node that runs on the directory, with its process id in it."""
+SUSPECT: Final = "berm.db.suspect"
+"""Stands there after SQLite has reported damage: the next start examines every page."""
+VERSION: Final = 1
+"""Of the schema, kept in the database's `user_version`."""
+
+WAL_BYTES: Final = 32 << 20
+"""What the WAL file is cut back to, where a burst has made it longer."""
+BUSY_SECONDS: Final = 5.0
+"""How long to wait where another program holds the database."""
+
+KINDS: Final = {"INTEGER": int, "TEXT": str, "BLOB": bytes}
+"""The types of columns, and those of their values."""
+
+_STATEMENTS_KEPT: Final = 256
+"""Prepared statements that a connection keeps: more than there are."""
+_WAL_HEADER: Final = Struct(">8I")
+"""The WAL format's header: magic, format, page size, checkpoint, two salts, two checksums."""
+_WAL_MAGIC: Final = {0x377F0682: "<6I", 0x377F0683: ">6I"}
+"""The WAL format's magic numbers, and the byte order in which checksums are made."""
+
+_TAIL: Final = (
+    "seq INTEGER",
+    "ts INTEGER",
+    "topic INTEGER",
+    "flags INTEGER",
+    "client TEXT",
+    "properties BLOB",
+    "payload BLOB",
+    "expires INTEGER",
+)
+_TOPICS: Final = ("id INTEGER", "name TEXT")
+_SCHEMA: Final = (
+    f"CREATE TABLE tail ({' NOT NULL, '.join(_TAIL)} NOT NULL, PRIMARY KEY (seq))",
+    f"CREATE TABLE topics ({', '.join(_TOPICS)} NOT NULL UNIQUE, PRIMARY KEY (id))",
+    """CREATE VIEW events AS
+        SELECT seq, strftime('%Y-%m-%dT%H:%M:%f', ts / 1e6, 'unixepoch') || 'Z' AS time, name AS topic,
+            flags & 3 AS qos, flags >> 2 & 1 AS retain, client, payload, properties, ts, expires
+        FROM tail JOIN topics ON topics.id = tail.topic""",
+    *(
+        f"CREATE TABLE {table.name} ({', '.join(table.key + table.values)}, "
+        f"PRIMARY KEY ({', '.join(column.partition(' ')[0] for column in table.key)}))"
+        for table in TABLES
+    ),
+)
+
+_DAMAGE: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR))
+"""Errors that a sound file doesn't give; the last means that a table or a column isn't there."""
+
+
+def hold(directory: Path) -> int:
+    """Make the directory where there is none, and hold it for this process; the descriptor that does.
+
+    Raises:
+        OSError: it can't be made or written.
+        StorageError: another process holds it.
+    """
+    _make_directory(directory)
+    descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
+        os.close(descriptor)
+        raise StorageError(
+            f"the data directory {directory} is in use by the node with process id {holder or 'unknown'}; "
+            "stop that one, or set storage.path to another directory"
+        ) from None
+    except OSError:
+        os.close(descriptor)
+        raise
+    with suppress(OSError):  # a full disk: the lock holds all the same
+        os.ftruncate(descriptor, os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0))
+    return descriptor
+
+
+def open_writer(directory: Path) -> tuple[sqlite3.Connection, Path | None]:
+    """A connection to a sound database, and where a damaged one has been set aside (None: there was none).
+
+    Raises:
+        OSError: a file can't be renamed or removed.
+        sqlite3.Error: the database can't be opened, though it isn't damaged.
+        StorageError: it is a newer Berm's, or can't be used on this file system.
+    """
+    path = directory / DATABASE
+    suspect = directory / SUSPECT
+    moved: Path | None = None
+    if not _sound(path, every_page=suspect.exists()):
+        moved = _set_aside(path)
+    suspect.unlink(missing_ok=True)
+    try:
+        return _open_current(path), moved
+    except sqlite3.DatabaseError as error:
+        if not is_damage(error):
+            raise
+    moved = _set_aside(path)
+    return _open_current(path), moved
+
+
+def open_reader(path: Path) -> sqlite3.Connection:
+    """A connection that can't change anything, nor checkpoint.
+
+    Raises:
+        sqlite3.Error: the database can't be opened.
+        StorageError: there is no log in it, or that of a newer Berm.
+    """
+    connection = _open(path, "ro")
+    try:
+        if _version(connection, path) == 0:
+            raise StorageError(f"{path} holds no log yet; start the node on it first")
+        connection.execute("PRAGMA query_only=ON")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def is_damage(error: sqlite3.Error) -> bool:
+    """Whether an error means that the file doesn't hold what was written to it."""
+    # Text that isn't UTF-8 is found by the interpreter's module, which gives no code.
+    code: int = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
+    return code & 0xFF in _DAMAGE
+
+
+def _wal_of(path: Path) -> Path:
+    """The write-ahead log that belongs to a database."""
+    return Path(f"{path}-wal")
+
+
+def _open(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        timeout=BUSY_SECONDS,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=_STATEMENTS_KEPT,
+    )
+
+
+def _open_current(path: Path) -> sqlite3.Connection:
+    """A writing connection, with the schema made where there is none."""
+    connection = _open(path, "rwc")
+    try:
+        mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
+        if mode != "wal":
+            raise StorageError(
+                f"{path} is on a file system that can't share memory between processes, which SQLite's WAL needs; "
+                "set storage.path to a directory on a local disk"
+            )
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute("PRAGMA wal_autocheckpoint=0")
+        connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
+        if _version(connection, path) == 0:
+            _create(connection)
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _version(connection: sqlite3.Connection, path: Path) -> int:
+    """The version of a database's schema; 0 for a database with nothing in it.
+
+    Raises:
+        sqlite3.Error: it can't be read.
+        StorageError: it is newer than this Berm.
+    """
+    version: int = connection.execute("PRAGMA user_version").fetchone()[0]
+    if version > VERSION:
+        raise StorageError(
+            f"{path} was written by a newer Berm (schema {version}, this one knows {VERSION}); "
+            "install that version, or set storage.path to another directory"
+        )
+    return version
+
+
+def _create(connection: sqlite3.Connection) -> None:
+    """Make the schema; all of it and the record of it commit together."""
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in _SCHEMA:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={VERSION}")
+    connection.execute("COMMIT")
+
+
+def _sound(path: Path, *, every_page: bool) -> bool:
+    """Whether a database can be opened and the ends of its log can be read; with `every_page`, all of it.
+
+    Raises:
+        StorageError: it is newer than this Berm.
+    """
+    wal = _wal_of(path)
+    if not path.exists() or path.stat().st_size == 0:
+        # SQLite removes the WAL of an empty database, and whatever was acknowledged with it.
+        return not wal.exists() or wal.stat().st_size == 0
+    if not _sound_wal(wal):
+        return False
+    try:
+        with closing(_open(path, "ro")) as connection:
+            if _version(connection, path) == 0:
+                return connection.execute("SELECT * FROM sqlite_schema").fetchone() is None
+            _read_ends(connection)
+            return not every_page or _read_all(connection)
+    except sqlite3.DatabaseError as error:
+        return not is_damage(error)
+
+
+def _sound_wal(wal: Path) -> bool:
+    """Whether a WAL that holds anything begins as one: its header is fsynced before anything is written behind it."""
+    if not wal.exists() or wal.stat().st_size <= _WAL_HEADER.size:
+        return True
+    with wal.open("rb") as file:
+        header = file.read(_WAL_HEADER.size)
+    magic, *_, first, second = _WAL_HEADER.unpack(header)
+    if magic not in _WAL_MAGIC:
+        return False
+    one = two = 0
+    words = Struct(_WAL_MAGIC[magic]).unpack(header[:24])
+    for even, odd in zip(words[::2], words[1::2], strict=True):
+        one = (one + even + two) & 0xFFFFFFFF
+        two = (two + odd + one) & 0xFFFFFFFF
+    return (one, two) == (first, second)
+
+
+def _read_ends(connection: sqlite3.Connection) -> None:
+    for order in ("ASC", "DESC"):
+        connection.execute(f"SELECT * FROM events ORDER BY seq {order} LIMIT 100").fetchall()
+    for table in TABLES:
+        connection.execute(f"SELECT * FROM {table.name} LIMIT 100").fetchall()
+
+
+def _read_all(connection: sqlite3.Connection) -> bool:
+    """Whether every page, every name of a topic and all text is as it must be."""
+    if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
+        return False
+    if connection.execute("SELECT count(*) FROM tail WHERE topic NOT IN (SELECT id FROM topics)").fetchone() != (0,):
+        return False
+    tables = {"tail": _TAIL, "topics": _TOPICS, **{table.name: table.key + table.values for table in TABLES}}
+    for name, columns in tables.items():
+        wrong = " OR ".join(
+            f"typeof({column}) NOT IN ('{kind.lower()}', 'null')" for column, kind in map(str.split, columns)
+        )
+        if connection.execute(f"SELECT count(*) FROM {name} WHERE {wrong}").fetchone() != (0,):
+            return False
+    texts = ["SELECT name FROM topics", "SELECT DISTINCT client FROM tail"]
+    for query in (*texts, *(f"SELECT * FROM {table.name}" for table in TABLES)):
+        for _ in connection.execute(query):
+            pass  # its text could be decoded
+    return True
+
+
+def _set_aside(path: Path) -> Path:
+    """Rename a database, with what belongs to it, to a name that nothing has; the new one."""
+    stamp = int(time())
+    while (moved := Path(f"{path}.damaged-{stamp}")).exists() or _wal_of(moved).exists():
+        stamp += 1
+    for suffix in ("", "-wal", "-journal"):
+        part = Path(f"{path}{suffix}")
+        if part.exists():
+            part.rename(f"{moved}{suffix}")
+    Path(f"{path}-shm").unlink(missing_ok=True)  # an index of the WAL that SQLite makes anew
+    _sync_directory(path.parent)
+    return moved
+
+
+def _make_directory(directory: Path) -> None:
+    if directory.is_dir():
+        return
+    if not directory.parent.is_dir():
+        _make_directory(directory.parent)
+    try:
+        directory.mkdir()
+    except FileExistsError:
+        if not directory.is_dir():
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from None
+    _sync_directory(directory.parent)
+
+
+def _sync_directory(directory: Path) -> None:
+    """Make what was created or renamed in it last."""
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

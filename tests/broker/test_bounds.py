@@ -1,0 +1,126 @@
+"""What one connection can make the broker hold, and what it costs to hold many."""
+
+from __future__ import annotations
+
+import pytest
+
+from broker.hub import Limits
+from broker.mqtt.codec import encode
+from broker.mqtt.packets import (
+    Connect,
+    Disconnect,
+    Packet,
+    Pingreq,
+    Publish,
+    Pubrel,
+    Subscribe,
+    Subscription,
+    Unsubscribe,
+)
+from broker.mqtt.reason import Reason
+from tests.broker.helpers import Node
+
+
+@pytest.mark.parametrize(
+    "packet",
+    [
+        Pingreq(),
+        Publish("t", b"", 1, packet_id=1),
+        Publish("t", b"", 2, packet_id=1),
+        Pubrel(5),
+        Subscribe(1, (Subscription("nothing", 1),)),
+        Unsubscribe(1, ("x",)),
+    ],
+    ids=lambda packet: type(packet).__name__,
+)
+@pytest.mark.parametrize("expiry", [0, 1000])
+def test_a_client_that_sends_for_ever_and_never_reads_is_no_longer_read_from(packet: Packet, expiry: int) -> None:
+    node = Node(Limits(write_buffer=1000))
+    client = node.connect(expiry=expiry)
+    client.jam()
+    data = encode(packet, 5) * 20
+    read = 0
+    while client.wire.reading:
+        client.send_bytes(data)
+        node.commit()
+        read += 1
+        assert read < 200
+    assert len(client.wire.unread) < 2000
+    assert client.open
+    client.unjam()
+    assert client.wire.reading
+    assert client.connection.pending == 0
+    assert len(client.take_all()) >= read * 20
+
+
+def test_a_client_that_never_reads_is_closed_when_its_keep_alive_has_passed() -> None:
+    node = Node(Limits(write_buffer=1000))
+    client = node.connect(version=4, keep_alive=10)
+    client.jam()
+    while client.wire.reading:
+        client.send_bytes(encode(Pingreq(), 4) * 100)
+    node.tick(14)
+    assert client.open
+    node.tick(2)
+    assert not client.open
+
+
+def test_a_slow_reader_that_says_little_is_heard() -> None:
+    node = Node(Limits(write_buffer=1000))
+    client = node.connect(keep_alive=10)
+    client.subscribe("t", 0)
+    client.jam()
+    for _ in range(10):
+        node.connect("p").publish("t", bytes(900))
+        client.send(Pingreq())
+        node.tick(10)
+    assert client.wire.reading
+    assert client.open
+
+
+def test_a_large_read_lets_the_others_have_their_turn() -> None:
+    node = Node()
+    client = node.connect("p", 4)
+    client.connection.receive(encode(Publish("t", bytes(1000)), 4) * 70, node.now)
+    assert not client.wire.reading
+    node.turn()
+    assert client.wire.reading
+
+
+def test_a_connection_that_has_ended_is_held_by_nobody() -> None:
+    node = Node(Limits(receive_maximum=1))
+    for _ in range(10):
+        client = node.connect("p", 4, keep_alive=5)
+        client.send(Publish("t", b"", 1, packet_id=1), Publish("t", b"", 1, packet_id=2))
+        assert not client.wire.reading
+        client.lose()
+    node.open().lose()
+    hub = node.hub
+    assert not hub._held
+    assert not hub._strangers
+    assert not hub.connections
+    assert hub.clients == 0
+
+
+def test_an_oversized_packet_ends_the_connection_by_its_header_alone() -> None:
+    client = Node(Limits(max_packet_size=1000)).connect()
+    client.take_all()
+    client.send_bytes(b"\x30" + b"\xff\xff\x03")
+    assert client.take_all() == [Disconnect(Reason.PACKET_TOO_LARGE)]
+
+
+def test_one_look_at_a_long_log_is_cut_into_turns() -> None:
+    node = Node(Limits(queue_qos0=False, receive_maximum=65535))
+    node.keeper("t", 1).lose()
+    publisher = node.connect("p", 4)
+    for _ in range(50):
+        publisher.send_bytes(encode(Publish("t", b"x"), 4) * 100)
+        node.commit()
+    publisher.publish("t", b"the one", qos=1)
+    node.commit()
+    client = node.open(4)
+    client.connection.receive(encode(Connect("k", 4, False, 0, None, None, None), 4), node.now)
+    assert 0 < node.hub.dropped_away < 5000
+    node.commit()
+    assert node.hub.dropped_away == 5000
+    assert client.payloads() == [b"the one"]
