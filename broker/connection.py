@@ -51,6 +51,11 @@ if TYPE_CHECKING:
 _TRAVELS_NOT: Final = frozenset((Property.TOPIC_ALIAS, Property.MESSAGE_EXPIRY_INTERVAL))
 """Properties of a PUBLISH that concern the connection, or that the log keeps in another form."""
 
+_INVALID: Final = frozenset(
+    (Reason.MALFORMED_PACKET, Reason.PROTOCOL_ERROR, Reason.TOPIC_NAME_INVALID, Reason.PACKET_TOO_LARGE)
+)
+"""What is wrong with a CONNECT that is none: before MQTT 5 nobody answers it."""
+
 _READ_BUDGET: Final = 64 << 10
 """Bytes after which a connection waits for the end of the turn, so that what comes out keeps up with what goes in."""
 _NAME_SHOWN: Final = 64
@@ -245,7 +250,7 @@ class Connection:
         if self.session is not None:
             if version == 5:
                 self.send(encode(Disconnect(_sayable(reason, Disconnect.TYPE)), 5))  # [MQTT-4.13.1-1]
-        elif version:
+        elif version == 5 or (version and reason not in _INVALID):  # [MQTT-3.1.4-1]
             self.send(encode(Connack(False, _sayable(reason, Connack.TYPE)), version))
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
             self.send(encode(Connack(False, reason), 4))  # [MQTT-3.1.2-2]
@@ -314,6 +319,8 @@ class Connection:
     def _resolve(self, packet: Publish) -> tuple[str, bytes, int]:
         """The topic that an alias stands for, the properties that travel on, and when the message expires."""
         topic = packet.topic
+        if first(packet.properties, Property.SUBSCRIPTION_IDENTIFIER) is not None:  # [MQTT-3.3.4-6]
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "a client's PUBLISH with a subscription identifier")
         alias = _number(packet.properties, Property.TOPIC_ALIAS, 0)
         if alias:
             if alias > self.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]

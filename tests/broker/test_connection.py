@@ -570,6 +570,30 @@ def test_a_malformed_connect_ends_the_connection_with_one_line_in_the_log(
     assert not node.hub.connections
 
 
+def test_a_connect_of_3_1_1_that_is_not_valid_is_not_answered_and_one_that_is_refused_is() -> None:
+    """[MQTT-3.1.4-1]"""
+    reserved_flag = bytes.fromhex("100d 0004 4d515454 04 03 003c 0001 63".replace(" ", ""))
+    client = Node().open(4)
+    client.send_bytes(reserved_flag)
+    assert not client.open
+    assert client.take_all() == []
+    client = Node().open(4)
+    client.send_bytes(bytes.fromhex("100c 0004 4d515454 04 00 003c 0000".replace(" ", "")))
+    assert not client.open
+    assert client.take_all() == [Connack(False, Reason.CLIENT_IDENTIFIER_NOT_VALID)]
+
+
+def test_a_client_that_publishes_with_a_subscription_identifier_is_disconnected() -> None:
+    """[MQTT-3.3.4-6]"""
+    node = Node()
+    other = node.subscriber()
+    client = node.connect("c")
+    client.take(Connack)
+    client.publish("t", properties=((Property.SUBSCRIPTION_IDENTIFIER, 5),))
+    assert client.take_all() == [Disconnect(Reason.PROTOCOL_ERROR)]
+    assert other.payloads() == []
+
+
 @given(st.binary(min_size=1, max_size=60), st.sampled_from([3, 4, 5]), st.booleans())
 def test_random_bytes_do_no_more_than_end_their_own_connection(data: bytes, version: int, connected: bool) -> None:
     node = Node()
