@@ -21,7 +21,7 @@ from bridge import BridgeSettings, Uplink
 from broker.hub import Hub
 from broker.mqtt.topic import compile_filters
 from broker.net.dialer import Dialer
-from broker.net.listener import Endpoint, TCPAddress
+from broker.net.errors import ListenError
 from broker.net.server import TICK, Server
 from processors import LoadError
 from processors.runtime import Runtime
@@ -43,7 +43,8 @@ class StartError(Exception):
 def main(settings: Settings, hints: bool = False) -> int:
     """Run a node until SIGTERM or SIGINT; with `hints`, say what to try next. The process's exit code.
 
-    0: stopped by a signal. 1: it could not start, or the log can't be written any more. 2: a processor file is wrong.
+    0: stopped by a signal. 1: it could not start, or the log can't be written any more. 2: a processor file, or one of
+    a certificate, is wrong.
     """
     configure(settings.log.level, settings.log.format)
     process.tune_interpreter()
@@ -51,7 +52,7 @@ def main(settings: Settings, hints: bool = False) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, hints))
-    except LoadError as error:
+    except (LoadError, parts.FileError) as error:
         print(f"berm: {error}", file=sys.stderr)
         return 2
     except (StartError, StorageError) as error:
@@ -64,6 +65,7 @@ async def _serve(settings: Settings, hints: bool) -> int:
     stop = asyncio.Event()
     process.on_stop_signal(loop, stop.set)
     node = Node(settings, loop)
+    process.on_reload_signal(loop, node.reload)
     try:
         await node.start()
         process.tune_collector()
@@ -78,12 +80,10 @@ async def _serve(settings: Settings, hints: bool) -> int:
 
 
 def _welcome(settings: Settings, node: Node, hints: bool) -> list[str]:
-    host, port = settings.mqtt.host, node.port
-    lines = [
-        f"berm: {settings.node.name} listens on mqtt://{f'[{host}]' if ':' in host else host}:{port}",
-        f"berm: the log is {node.database}",
-    ]
-    if hints:
+    lines = [f"berm: {settings.node.name} listens on {url}" for url in node.urls]
+    lines.append(f"berm: the log is {node.database}")
+    if hints and not settings.listeners:
+        host, port = settings.mqtt.host, node.port
         command = sys.argv[0]
         data = settings.storage.path
         lines += [
@@ -102,6 +102,7 @@ class Node:
 
     Raises:
         LoadError: a processor file can't be used.
+        FileError: a file of a certificate can't be used.
         StorageError: the data directory can't be used.
     """
 
@@ -109,6 +110,7 @@ class Node:
         self._settings = settings
         self._loop = loop
         definitions = parts.definitions(settings)
+        endpoints = parts.endpoints(settings)
         self._engine = SQLiteEngine(settings.storage.path)
         if self._engine.quarantined is not None:
             _logger.error(
@@ -124,15 +126,26 @@ class Node:
         self._log = Log(self._engine, writer, reader, settings.storage.memory_bytes)
         self._hub = Hub(self._log, parts.limits(settings), loop.call_soon, parts.durability(settings))
         self._runtimes = [Runtime(each, self._log, self._user_code, self._hub, compile_filters) for each in definitions]
-        address = TCPAddress(settings.mqtt.host, settings.mqtt.port)
-        self._server = Server(self._hub, [Endpoint(self._hub.listener, address)])
+        self._server = Server(self._hub, endpoints)
         self._dialers: list[Dialer] = []
         self._ticker: asyncio.TimerHandle | None = None
 
     @property
     def port(self) -> int:
-        """Where it listens."""
+        """Where it listens first."""
         return self._server.port
+
+    @property
+    def urls(self) -> list[str]:
+        """Where it listens, with the names of the listeners where there are several."""
+        acceptors = self._server.acceptors
+        if not self._settings.listeners:
+            return [acceptor.url for acceptor in acceptors]
+        return [f"{acceptor.url} ({acceptor.endpoint.listener.name})" for acceptor in acceptors]
+
+    def reload(self) -> None:
+        """Load certificates anew."""
+        self._server.reload()
 
     async def start(self) -> None:
         """Take up the state of the last run, then listen, then dial.
@@ -148,8 +161,8 @@ class Node:
             runtime.start()
         try:
             await self._server.start()
-        except OSError as error:
-            raise StartError(f"{error}; stop what uses it, or set mqtt.host and mqtt.port") from error
+        except ListenError as error:
+            raise StartError(f"{error}; {parts.advice(self._settings, error.listener)}") from error
         self._dialers += [self._dialer(parts.bridge(section), epoch) for section in self._settings.bridges]
         for dialer in self._dialers:
             dialer.start()

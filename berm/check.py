@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from berm.parts import load_processors
-from berm.settings import Settings
+from berm.parts import FileError, address, advice, endpoint, limits, listeners, load_processors
+from berm.settings import ListenerSection, Settings
 from berm.status import lock_holder
+from broker.net.errors import ListenError
+from broker.net.listener import try_to_bind
 from processors import LoadError
 
 
@@ -23,11 +25,15 @@ class Fact:
 
 def check(settings: Settings) -> Iterator[Fact]:
     """Everything worth knowing before a start, in the order of the start."""
-    yield Fact(f"node: {settings.node.name}, MQTT on {settings.mqtt.host}:{settings.mqtt.port}")
+    yield Fact(f"node: {settings.node.name}")
     directory = _check_directory(settings.storage.path)
     yield directory
+    running = False
     if not directory.wrong:
-        yield _check_lock(settings.storage.path)
+        lock, running = _check_lock(settings.storage.path)
+        yield lock
+    for section in listeners(settings):
+        yield from _check_listener(settings, section, running)
     yield from _check_processors(settings)
     for bridge in settings.bridges:
         routes = ", ".join(f"{route.name} ({route.topic})" for route in bridge.routes)
@@ -48,14 +54,33 @@ def _check_directory(data: Path) -> Fact:
     return Fact(f"data: {data}: will be made")
 
 
-def _check_lock(data: Path) -> Fact:
+def _check_lock(data: Path) -> tuple[Fact, bool]:
+    """What there is to say, and whether a node is running."""
     try:
         pid = lock_holder(data)
     except OSError as error:
-        return Fact(f"lock: {data}: cannot be read: {error.strerror}; set storage.path", wrong=True)
+        return Fact(f"lock: {data}: cannot be read: {error.strerror}; set storage.path", wrong=True), False
     if pid is None:
-        return Fact("lock: no node is running on this directory")
-    return Fact(f"lock: a node is running on this directory{f', pid {pid}' if pid else ''}")
+        return Fact("lock: no node is running on this directory"), False
+    return Fact(f"lock: a node is running on this directory{f', pid {pid}' if pid else ''}"), True
+
+
+def _check_listener(settings: Settings, section: ListenerSection, running: bool) -> Iterator[Fact]:
+    """Load its certificate, and bind its address for a moment; a node that runs has bound it already."""
+    problems: list[str] = []
+    try:
+        url = endpoint(section, limits(settings)).url
+    except FileError as error:
+        problems.append(str(error))
+    try:
+        if not running:
+            try_to_bind(address(section))
+    except (OSError, UnicodeError) as error:
+        problem = ListenError(section.name, str(address(section)), error)
+        problems.append(f"listener {section.name}: {problem}; {advice(settings, section.name)}")
+    yield from (Fact(problem, wrong=True) for problem in problems)
+    if not problems:
+        yield Fact(f"listener {section.name}: {url}")
 
 
 def _check_processors(settings: Settings) -> Iterator[Fact]:

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from difflib import get_close_matches
 from pathlib import Path
 from types import UnionType
-from typing import Final, Literal, TypeVar, get_args, get_origin
+from typing import Annotated, Final, Literal, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -32,7 +32,8 @@ def explain(error: ValidationError, path: Path | None, text: str, given: Mapping
     lines = locate(text)
     problems: list[tuple[int, str]] = []
     for details in error.errors(include_url=False):
-        place = details["loc"] + tuple(details.get("ctx", {}).get("at", ()))
+        context = details.get("ctx", {})
+        place = tuple(context["of"]) if "of" in context else details["loc"] + tuple(context.get("at", ()))
         override = _longest(place, given)
         line = _longest(place, lines) or 0
         if override is not None:
@@ -52,12 +53,16 @@ def dotted(place: Place) -> str:
 
 def allowed(field: FieldInfo) -> str:
     """What a setting may be, in words: from its own words, or from its type and bounds."""
-    for each in field.metadata:
+    kind: object = field.annotation
+    if get_origin(kind) in (Union, UnionType):
+        kind = get_args(kind)[0]
+    metadata = list(field.metadata)
+    if get_origin(kind) is Annotated:
+        kind, *inner = get_args(kind)
+        metadata += inner
+    for each in metadata:
         if isinstance(each, Allowed):
             return each.words
-    kind: object = field.annotation
-    if isinstance(kind, UnionType):
-        kind = get_args(kind)[0]
     if get_origin(kind) is Literal:
         values = [f'"{value}"' if isinstance(value, str) else str(value) for value in get_args(kind)]
         return " or ".join(filter(None, (", ".join(values[:-1]), values[-1])))
@@ -142,6 +147,8 @@ def _problem(details: ErrorDetails, place: Place) -> str:
     kind = details["type"]
     if kind == "extra_forbidden":
         return _unknown(place, details["input"])
+    if kind == "surplus":
+        return details["msg"]
     if kind == "twin":
         return "it is given twice; each must have its own"
     field = _field(place)
@@ -174,16 +181,24 @@ def _model(place: Place) -> type[BaseModel]:
     for key in place:
         if isinstance(key, str):
             kind = model.model_fields[key].annotation
-            inner = get_args(kind)[0] if get_origin(kind) is tuple else kind
+            inner = get_args(kind)[0] if get_origin(kind) in (tuple, Union, UnionType) else kind
             assert isinstance(inner, type)
             model = inner
     return model
 
 
 def _field(place: Place) -> FieldInfo | None:
-    """The setting that stands at a place; None for one table of a list."""
+    """The setting that stands at a place, or whose value is a list with it; None for one table of a list."""
     key = place[-1]
-    return _model(place[:-1]).model_fields[key] if isinstance(key, str) else None
+    if isinstance(key, str):
+        return _model(place[:-1]).model_fields[key]
+    field = _field(place[:-1])
+    return field if field is not None and not _holds_tables(field) else None
+
+
+def _holds_tables(field: FieldInfo) -> bool:
+    inner = get_args(field.annotation)[0]
+    return isinstance(inner, type) and issubclass(inner, BaseModel)
 
 
 def _bound(field: FieldInfo, name: str) -> str:

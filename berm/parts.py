@@ -3,34 +3,125 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from ipaddress import ip_network
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from berm.settings import BridgeSection, Settings
+from berm.settings import BoundsSection, BridgeSection, ListenerSection, Settings, TLSSection, WebSocketSection
 from bridge import BridgeSettings, RouteSettings
 from broker.hub import Limits
+from broker.listener import Listener
 from broker.mqtt.topic import matches
+from broker.net.listener import Endpoint, TCPAddress, UnixAddress
 from processors import Definition, LoadError
 from processors.loading import load_file
 from storage.interface import DURABILITY
 
+if TYPE_CHECKING:
+    from broker.net.tls import Certificates
+
+
+class FileError(Exception):
+    """A file that a setting names can't be used; the message says which setting, which file and why."""
+
 
 def limits(settings: Settings) -> Limits:
-    """The bounds that clients meet."""
-    mqtt = settings.mqtt
-    return Limits(
-        max_connections=mqtt.max_connections,
-        max_packet_size=mqtt.max_packet_size,
-        receive_maximum=mqtt.receive_maximum,
-        max_inflight=mqtt.max_inflight,
-        max_keep_alive=mqtt.max_keep_alive,
-        topic_alias_maximum=mqtt.topic_alias_maximum,
-        max_session_expiry=mqtt.max_session_expiry,
-        max_subscriptions=mqtt.max_subscriptions,
-        connect_timeout=mqtt.connect_timeout,
-        write_buffer=mqtt.write_buffer,
-        group_bytes=settings.storage.group_bytes,
-        queue_qos0=mqtt.queue_qos0,
+    """The bounds of the node, and of listeners that have none of their own."""
+    node = Limits(group_bytes=settings.storage.group_bytes, queue_qos0=settings.mqtt.queue_qos0)
+    return _bounded(node, settings.mqtt)
+
+
+def _bounded(node: Limits, bounds: BoundsSection) -> Limits:
+    return replace(
+        node,
+        max_connections=bounds.max_connections,
+        max_packet_size=bounds.max_packet_size,
+        receive_maximum=bounds.receive_maximum,
+        max_inflight=bounds.max_inflight,
+        max_keep_alive=bounds.max_keep_alive,
+        topic_alias_maximum=bounds.topic_alias_maximum,
+        max_session_expiry=bounds.max_session_expiry,
+        max_subscriptions=bounds.max_subscriptions,
+        connect_timeout=bounds.connect_timeout,
+        write_buffer=bounds.write_buffer,
     )
+
+
+def endpoints(settings: Settings) -> list[Endpoint]:
+    """Where to listen, and who is met there; `settings` are complete, as `load` returns them. Reads certificates.
+
+    Raises:
+        FileError: a certificate, or what belongs to it, can't be used.
+    """
+    node = limits(settings)
+    return [endpoint(section, node) for section in listeners(settings)]
+
+
+def listeners(settings: Settings) -> tuple[ListenerSection, ...]:
+    """Those of the settings, or the one that `[mqtt]` means where there are none."""
+    mqtt = settings.mqtt
+    bounds = {name: getattr(mqtt, name) for name in BoundsSection.model_fields}
+    return settings.listeners or (ListenerSection(name="mqtt", host=mqtt.host, port=mqtt.port, **bounds),)
+
+
+def endpoint(section: ListenerSection, node: Limits) -> Endpoint:
+    """One listener. What only some need is imported by those.
+
+    Raises:
+        FileError: a certificate, or what belongs to it, can't be used.
+    """
+    listener = Listener(section.name, _bounded(node, section), section.mount_point)
+    found = Endpoint(listener, address(section))
+    if section.tls is not None:
+        found = replace(found, tls=_certificates(section.name, section.tls))
+    if section.type == "websocket":
+        from broker.net.websocket import WebSocketOptions
+
+        asked = section.websocket or WebSocketSection()
+        found = replace(found, websocket=WebSocketOptions(asked.path, asked.origins))
+    if section.proxy_protocol is not None:
+        from broker.net.proxy import ProxyOptions
+
+        sources = tuple(ip_network(each) for each in section.proxy_protocol.sources)
+        found = replace(found, proxy=ProxyOptions(sources, section.proxy_protocol.identity))
+    return found
+
+
+def address(section: ListenerSection) -> TCPAddress | UnixAddress:
+    """Where a listener listens."""
+    if section.path is not None:
+        return UnixAddress(section.path, int(section.mode, 8), section.group)
+    assert section.port is not None
+    return TCPAddress(section.host, section.port)
+
+
+def advice(settings: Settings, listener: str) -> str:
+    """What to do where a listener can't listen."""
+    found = next((each for each in settings.listeners if each.name == listener), None)
+    if found is None:
+        return "stop what uses it, or set mqtt.host and mqtt.port"
+    if found.path is not None:
+        return f"set path, mode and group of listener {listener} to what can be used"
+    return f"stop what uses it, or set host and port of listener {listener}"
+
+
+def _certificates(listener: str, section: TLSSection) -> Certificates:
+    from broker.net.tls import Certificates, TLSError, TLSFiles
+
+    files = TLSFiles(
+        certificate=section.certificate,
+        key=section.key,
+        client_ca=section.client_ca,
+        require_client_certificate=section.require_client_certificate,
+        crl=section.crl,
+        minimum_version=section.minimum_version,
+        identity=section.identity or "",
+    )
+    try:
+        return Certificates(files)
+    except TLSError as error:
+        raise FileError(f"listener {listener}: {error}") from None
 
 
 def durability(settings: Settings) -> Callable[[str], int | None] | None:

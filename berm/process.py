@@ -69,6 +69,11 @@ def on_stop_signal(loop: asyncio.AbstractEventLoop, stop: Callable[[], None]) ->
         loop.add_signal_handler(number, first, number)
 
 
+def on_reload_signal(loop: asyncio.AbstractEventLoop, reload: Callable[[], None]) -> None:
+    """Call `reload` at each SIGHUP."""
+    loop.add_signal_handler(signal.SIGHUP, reload)
+
+
 def say(lines: Iterable[str]) -> None:
     """Print lines for whoever has started the node; nobody has to be there to read them."""
     try:

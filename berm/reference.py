@@ -11,13 +11,14 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from types import UnionType
 from typing import Final, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from berm.explain import allowed
-from berm.settings import Settings, Unset
+from berm.settings import BoundsSection, ListenerSection, Settings, Unset
 
 COMMAND: Final = "python -m berm.reference config/berm.toml docs/settings.md"
 UNITS: Final = ((1 << 30, "GiB"), (1 << 20, "MiB"), (1 << 10, "KiB"))
@@ -29,16 +30,15 @@ def toml() -> str:
         "# Every setting of a Berm node, with its default and what is allowed. What is left out has its default.",
         f"# Written from the settings themselves by: {COMMAND}",
     ]
-    for path, model, listed in _tables(Settings, ()):
-        mark = "#" if listed else ""
-        name = ".".join(path)
+    for path, model, listed, optional in _tables(Settings, ()):
+        mark = "#" if listed or optional else ""
         lines += ["", *(f"# {line}" for line in _about(model))]
-        lines.append(f"{mark}[[{name}]]" if listed else f"[{name}]")
+        lines.append(f"{mark}{_header(path, listed)}")
         for key, field in _values(model):
-            unset = _unset(field)
+            unset = _unset(model, key, field)
             default = f"; default: {unset}" if unset else ""
             lines.append(f"# {field.description} ({allowed(field)}{default})".replace("`", ""))
-            hidden = listed or unset is not None
+            hidden = mark or unset is not None
             lines.append(f"{'#' if hidden else ''}{key} = {_literal(_example(field))}")
     return "\n".join(lines) + "\n"
 
@@ -57,14 +57,15 @@ def markdown() -> str:
         "",
         f"This page is written from the settings themselves by `{COMMAND}`.",
     ]
-    for path, model, listed in _tables(Settings, ()):
-        name = ".".join(path)
-        lines += ["", f"## `[[{name}]]`" if listed else f"## `[{name}]`", "", *_about(model), ""]
+    for path, model, listed, optional in _tables(Settings, ()):
+        lines += ["", f"## `{_header(path, listed)}`", "", *_about(model), ""]
+        if optional:
+            lines += [f"It may be left out. It stands below the `[[{path[0]}]]` that it is for.", ""]
         if listed:
             lines += ["A list: each of its tables begins with this header.", ""]
         lines += ["| setting | default | allowed | what it is |", "| --- | --- | --- | --- |"]
         for key, field in _values(model):
-            unset = _unset(field)
+            unset = _unset(model, key, field)
             if unset is not None:
                 default = unset
             elif field.is_required():
@@ -99,20 +100,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return stale
 
 
-def _tables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[tuple[tuple[str, ...], type[BaseModel], bool]]:
-    """Each table of settings below a model: where it stands, its model, and whether it is one of a list."""
+Table = tuple[tuple[str, ...], type[BaseModel], bool, bool]
+
+
+def _tables(model: type[BaseModel], path: tuple[str, ...]) -> Iterator[Table]:
+    """Each table of settings below a model: where it stands, its model, whether it is one of a list, or optional."""
     for name, field in model.model_fields.items():
         kind = field.annotation
-        listed = get_origin(kind) is tuple
-        inner = get_args(kind)[0] if listed else kind
+        listed, optional = get_origin(kind) is tuple, get_origin(kind) is UnionType
+        inner = get_args(kind)[0] if listed or optional else kind
         if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield (*path, name), inner, listed
+            yield (*path, name), inner, listed, optional
             yield from _tables(inner, (*path, name))
+
+
+def _header(path: tuple[str, ...], listed: bool) -> str:
+    name = ".".join(path)
+    return f"[[{name}]]" if listed else f"[{name}]"
 
 
 def _values(model: type[BaseModel]) -> list[tuple[str, FieldInfo]]:
     """The settings of a table that are no tables themselves."""
-    inner = {path[0] for path, _, _ in _tables(model, ())}
+    inner = {path[0] for path, *_ in _tables(model, ())}
     return [(name, field) for name, field in model.model_fields.items() if name not in inner]
 
 
@@ -120,7 +129,9 @@ def _about(model: type[BaseModel]) -> list[str]:
     return [line for line in (inspect.getdoc(model) or "").splitlines() if line]
 
 
-def _unset(field: FieldInfo) -> str | None:
+def _unset(model: type[BaseModel], key: str, field: FieldInfo) -> str | None:
+    if model is ListenerSection and key in BoundsSection.model_fields:
+        return "that of [mqtt]"
     return next((each.words for each in field.metadata if isinstance(each, Unset)), None)
 
 

@@ -11,10 +11,13 @@ The rules:
 
 from __future__ import annotations
 
+import os
+import re
 import socket
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from ipaddress import ip_network
 from pathlib import Path
 from typing import Annotated, Final, Literal
 
@@ -31,6 +34,9 @@ LARGEST_PACKET: Final = 268_435_460
 """Bytes of the largest packet that MQTT can express: five of fixed header and a full Remaining Length."""
 FOREVER: Final = 0xFFFFFFFF
 """A session expiry interval that never ends, in s."""
+
+SOCKET_PATH: Final = 107
+"""Bytes of a unix socket's path at most, on Linux."""
 
 SEARCHED: Final = (Path("berm.toml"), Path("/etc/berm/berm.toml"))
 """Where the configuration file is looked for when none is named, first to last."""
@@ -80,6 +86,36 @@ def _check_prefix(value: str) -> str:
     return value
 
 
+def _check_mount_point(value: str) -> str:
+    if value.startswith("$"):
+        raise ValueError("topics that begin with $ are the server's")
+    if len(value.encode()) > 1024:
+        raise ValueError("it has more than 1,024 bytes")
+    return value
+
+
+def _check_network(value: str) -> str:
+    ip_network(value)
+    return value
+
+
+def _check_mode(value: str) -> str:
+    if not re.fullmatch("0?[0-7]{3}", value):
+        raise ValueError("not a mode")
+    return value
+
+
+def _check_path(value: str) -> str:
+    if (
+        not value.startswith("/")
+        or not value.isascii()
+        or not value.isprintable()
+        or any(each in value for each in " ?#")
+    ):
+        raise ValueError("not the path of a URL")
+    return value
+
+
 def _host_name() -> str:
     return socket.gethostname() or "berm"
 
@@ -90,6 +126,15 @@ Name = Annotated[
 Filter = Annotated[str, AfterValidator(_check_filter), Allowed("a topic filter such as `plant/+/temperature`")]
 Prefix = Annotated[str, AfterValidator(_check_prefix), Allowed("text without `+`, `#` and U+0000")]
 Host = Annotated[str, Field(min_length=1), Allowed("a host name or an address")]
+MountPoint = Annotated[
+    str,
+    AfterValidator(_check_prefix),
+    AfterValidator(_check_mount_point),
+    Allowed("text of up to 1,024 bytes without `+`, `#` and U+0000 that does not begin with `$`"),
+]
+Network = Annotated[str, AfterValidator(_check_network)]
+Mode = Annotated[str, AfterValidator(_check_mode), Allowed("three octal digits, such as `0660`")]
+URLPath = Annotated[str, AfterValidator(_check_path), Allowed("the path of a URL, such as `/mqtt`")]
 File = Annotated[Path, Field(strict=False), Allowed("a path")]
 
 
@@ -141,11 +186,9 @@ class StorageSection(Section):
     rules: tuple[DurabilityRule, ...] = Field(default=(), strict=False, description="durability by topic")
 
 
-class MqttSection(Section):
-    """Where clients connect, and the bounds that they meet."""
+class BoundsSection(Section):
+    """The bounds that clients meet."""
 
-    host: Host = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all of IPv4")
-    port: int = Field(default=1883, ge=0, le=65535, description="TCP port to listen on; 0: any free one")
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000, description="connections at a time")
     max_packet_size: int = Field(
         default=MIB, ge=KIB, le=LARGEST_PACKET, description="largest packet taken from a client, in bytes"
@@ -175,10 +218,174 @@ class MqttSection(Section):
         le=GIB,
         description="unsent bytes that one client may have waiting before it is fed from the log instead",
     )
+    max_subscriptions: int = Field(default=1000, ge=1, le=1_000_000, description="subscriptions of one client")
+
+
+class _MqttAddress(Section):
+    host: Annotated[Host, Unset("127.0.0.1 where there are no [[listeners]]")] = Field(
+        default="127.0.0.1", description="address to listen on; 0.0.0.0: all of IPv4", examples=["127.0.0.1"]
+    )
+    port: Annotated[int, Unset("1883 where there are no [[listeners]]")] = Field(
+        default=1883, ge=0, le=65535, description="TCP port to listen on; 0: any free one", examples=[1883]
+    )
+
+
+class MqttSection(BoundsSection, _MqttAddress):
+    """Where clients connect where there are no `[[listeners]]`: by plain TCP. And the bounds that they meet.
+
+    With `[[listeners]]` the bounds are those that a listener does not set for itself, and `max_connections` is for all
+    of them together; `host` and `port` are not allowed then.
+    """
+
     queue_qos0: bool = Field(
         default=False, description="whether a client that was away gets the QoS 0 messages that it missed"
     )
-    max_subscriptions: int = Field(default=1000, ge=1, le=1_000_000, description="subscriptions of one client")
+
+
+class TLSSection(Section):
+    """TLS on a listener. Files that change are loaded anew, and on SIGHUP; connections go on.
+
+    A file that can't be used then is told as an error, and the old certificate goes on.
+    """
+
+    certificate: File = Field(
+        description="PEM file of the certificate, and of those between it and its authority", examples=["server.pem"]
+    )
+    key: File = Field(description="PEM file of its private key, without a password", examples=["server.key"])
+    minimum_version: Literal["1.2", "1.3"] = Field(default="1.2", description="oldest version of TLS that is spoken")
+    client_ca: Annotated[File | None, Unset("clients are asked for none")] = Field(
+        default=None,
+        description="PEM file of the authorities of clients' certificates; a certificate that is shown must be good",
+        examples=["clients.pem"],
+    )
+    require_client_certificate: bool = Field(
+        default=False, description="whether a client without a certificate is refused"
+    )
+    crl: Annotated[File | None, Unset("none")] = Field(
+        default=None,
+        description="PEM file of a revocation list of these authorities; one that has expired refuses everyone",
+        examples=["clients.crl"],
+    )
+    identity: Annotated[Literal["cn", "san"] | None, Unset("the certificate tells nothing")] = Field(
+        default=None,
+        description="what of a client's certificate tells authentication who it is: cn: the common name; "
+        "san: the first DNS name, URI or mail address",
+        examples=["cn"],
+    )
+
+    @field_validator("require_client_certificate", "crl", "identity")
+    @classmethod
+    def check_client_ca(cls, value: object, info: ValidationInfo) -> object:
+        """Certificates of clients are worth nothing where nobody can check them."""
+        if value and info.data.get("client_ca", value) is None:
+            raise ValueError("there is no client_ca to check certificates with")
+        return value
+
+
+class WebSocketSection(Section):
+    """What a listener of type `websocket` asks of its clients."""
+
+    path: URLPath = Field(default="/mqtt", description="path of the URL that clients ask for")
+    origins: Annotated[tuple[str, ...], Allowed("a list of origins such as `https://example.com`")] = Field(
+        default=(),
+        strict=False,
+        description="origins of the web pages whose scripts may connect; none: any. "
+        "Clients outside of a browser send no origin, and always may",
+    )
+
+
+class ProxySection(Section):
+    """A proxy in front of the listener tells, by the PROXY protocol, version 1 or 2, who the client is.
+
+    With this table each connection must begin with its header; one that does not is closed.
+    """
+
+    sources: Annotated[
+        tuple[Network, ...], Allowed("a list of addresses and networks such as `10.0.0.0/8`, without host bits")
+    ] = Field(
+        default=(),
+        strict=False,
+        description="where proxies are; connections from elsewhere are closed. Empty: anywhere, and then only the "
+        "proxy should be able to connect, since what the header says is believed",
+    )
+    identity: bool = Field(
+        default=False,
+        description="whether the common name of a client certificate that the proxy has checked tells authentication "
+        "who the client is",
+    )
+
+
+class _ListenerAddress(Section):
+    name: Name = Field(description="what the log calls it", examples=["devices"])
+    type: Literal["tcp", "websocket", "unix"] = Field(
+        default="tcp",
+        description="tcp and websocket: on a port, with TLS or without; unix: a socket in the file system",
+    )
+    host: Host = Field(default="127.0.0.1", description="address to listen on; 0.0.0.0: all of IPv4")
+    port: Annotated[int | None, Unset("must be given, but for unix")] = Field(
+        default=None,
+        ge=0,
+        le=65535,
+        validate_default=True,
+        description="port to listen on; 0: any free one",
+        examples=[8883],
+    )
+    path: Annotated[File | None, Unset("must be given for unix")] = Field(
+        default=None, validate_default=True, description="unix: the socket's path", examples=["/run/berm/mqtt.sock"]
+    )
+    mode: Mode = Field(default="0660", description="unix: who may connect, as of a file")
+    group: Annotated[str, Unset("that of the process")] = Field(
+        default="", description="unix: the group that the socket belongs to", examples=["mqtt"]
+    )
+    mount_point: MountPoint = Field(
+        default="",
+        description="put before every topic that clients of the listener name, and taken off those that they receive",
+        examples=["site-7/"],
+    )
+
+    @field_validator("port", "path")
+    @classmethod
+    def check_place(cls, value: object, info: ValidationInfo) -> object:
+        """A port, or a path."""
+        kind = info.data.get("type")
+        if kind is None:
+            return value
+        wanted = (kind == "unix") == (info.field_name == "path")
+        if wanted and value is None:
+            raise PydanticCustomError("missing", "missing")
+        if not wanted and value is not None:
+            raise ValueError(f"a listener of type {kind} has none")
+        return value
+
+    @field_validator("path")
+    @classmethod
+    def check_length(cls, value: Path | None) -> Path | None:
+        """The system's bound."""
+        if value is not None and len(os.fsencode(value)) > SOCKET_PATH:
+            raise ValueError(f"longer than the {SOCKET_PATH} bytes that a socket's path may have")
+        return value
+
+
+class ListenerSection(BoundsSection, _ListenerAddress):
+    """A place where clients connect. With the first of these, `host` and `port` of `[mqtt]` are not used any more.
+
+    A bound that is not given is that of `[mqtt]`.
+    """
+
+    tls: TLSSection | None = None
+    websocket: WebSocketSection | None = None
+    proxy_protocol: ProxySection | None = None
+
+    @field_validator("tls", "websocket", "proxy_protocol")
+    @classmethod
+    def check_layers(cls, value: object, info: ValidationInfo) -> object:
+        """What a type has no use for would be ignored."""
+        kind = info.data.get("type")
+        if kind == "unix" and info.field_name != "proxy_protocol":
+            raise ValueError("a listener of type unix has none")
+        if kind == "tcp" and info.field_name == "websocket":
+            raise ValueError('it is for listeners of type "websocket"')
+        return value
 
 
 class LogSection(Section):
@@ -280,9 +487,24 @@ class Settings(Section):
     node: NodeSection = Field(default_factory=NodeSection)
     storage: StorageSection = Field(default_factory=StorageSection)
     mqtt: MqttSection = Field(default_factory=MqttSection)
+    listeners: tuple[ListenerSection, ...] = Field(default=(), strict=False)
     log: LogSection = Field(default_factory=LogSection)
     processors: tuple[ProcessorSection, ...] = Field(default=(), strict=False)
     bridges: tuple[BridgeSection, ...] = Field(default=(), strict=False)
+
+    @field_validator("listeners")
+    @classmethod
+    def check_listeners(cls, value: tuple[ListenerSection, ...], info: ValidationInfo) -> tuple[ListenerSection, ...]:
+        """Each place once, and none that is only half meant."""
+        _refuse_twins("name", (listener.name for listener in value))
+        _refuse_twins("port", (f"{each.host}:{each.port}" if each.port else each.name for each in value))
+        _refuse_twins("path", (str(each.path) if each.path else each.name for each in value))
+        mqtt = info.data.get("mqtt")
+        if value and isinstance(mqtt, MqttSection):
+            for key in sorted({"host", "port"} & mqtt.model_fields_set):
+                words = f"it is of no use beside [[listeners]]; make it a listener of its own, and leave out mqtt.{key}"
+                raise PydanticCustomError("surplus", "{words}", {"words": words, "of": ("mqtt", key)})
+        return value
 
     @field_validator("processors")
     @classmethod
@@ -398,9 +620,12 @@ def _merge(into: Raw, tables: Mapping[str, object]) -> None:
 def _anchor(raw: Raw, base: Path) -> None:
     """Make the paths in a file relative to its directory. What isn't as expected is left for validation to refuse."""
     storage = raw.setdefault("storage", {})
-    processors = raw.get("processors")
-    tables = [(storage, "path", StorageSection.model_fields["path"].default)]
-    tables += [(table, "file", None) for table in (processors if isinstance(processors, list) else ())]
+    tables: list[tuple[object, str, object]] = [(storage, "path", StorageSection.model_fields["path"].default)]
+    tables += [(table, "file", None) for table in _listed(raw, "processors")]
+    for listener in _listed(raw, "listeners"):
+        tables.append((listener, "path", None))
+        tls = listener.get("tls") if isinstance(listener, dict) else None
+        tables += [(tls, key, None) for key in ("certificate", "key", "client_ca", "crl")]
     for table, key, default in tables:
         if isinstance(table, dict):
             value = table.get(key, default)
@@ -408,10 +633,20 @@ def _anchor(raw: Raw, base: Path) -> None:
                 table[key] = str(base / value)
 
 
+def _listed(raw: Raw, key: str) -> list[object]:
+    found = raw.get(key)
+    return found if isinstance(found, list) else []
+
+
 def _complete(settings: Settings) -> Settings:
     """Fill in what one setting takes from another."""
+    bounds = {name: getattr(settings.mqtt, name) for name in BoundsSection.model_fields}
+    listeners = tuple(
+        each.model_copy(update={name: value for name, value in bounds.items() if name not in each.model_fields_set})
+        for each in settings.listeners
+    )
     bridges = tuple(
         bridge if bridge.client_id else bridge.model_copy(update={"client_id": f"{settings.node.name}-{bridge.name}"})
         for bridge in settings.bridges
     )
-    return settings.model_copy(update={"bridges": bridges})
+    return settings.model_copy(update={"bridges": bridges, "listeners": listeners})

@@ -68,7 +68,8 @@ class Node:
         self.data = directory / "data"
         self.port = 0
         (directory / "berm.toml").write_text(config)
-        self._command = [*command, "run", "--set", "mqtt.port=0", "--set", f"node.name={name}", *arguments]
+        port = [] if "[[listeners]]" in config else ["--set", "mqtt.port=0"]
+        self._command = [*command, "run", *port, "--set", f"node.name={name}", *arguments]
         self._process: subprocess.Popen[bytes] | None = None
         self._said = b""
 

@@ -152,7 +152,7 @@ class LayeredConnection(SocketConnection):
             if self._tls is not None and self._tls.identity:
                 self.identity = self._tls.identity
             self._connection.receive(data, time_ns() // 1000)
-        if error:
+        if error and not self._connection.closed:
             self._fail(error)
         elif ended:
             self._connection.lost(time_ns() // 1000)

@@ -17,7 +17,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
@@ -27,7 +27,7 @@ from broker.net.connection import LayeredConnection, SocketConnection, address
 
 if TYPE_CHECKING:
     from broker.net.layers import Layer
-    from broker.net.proxy import Network
+    from broker.net.proxy import ProxyOptions
     from broker.net.tls import Certificates
     from broker.net.websocket import WebSocketOptions
 
@@ -60,20 +60,21 @@ class UnixAddress:
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where to listen, and what lies between the socket and MQTT. `proxies`: who sends a PROXY protocol header first;
-    empty: everyone; None: nobody."""
+    """Where to listen, and what lies between the socket and MQTT. `proxy`: connections begin with its header."""
 
     listener: Listener
     address: TCPAddress | UnixAddress
     tls: Certificates | None = None
     websocket: WebSocketOptions | None = None
-    proxies: tuple[Network, ...] | None = None
+    proxy: ProxyOptions | None = None
 
     @property
-    def scheme(self) -> str:
-        """How a URL of it begins."""
-        scheme = "mqtt" if self.websocket is None else "ws"
-        return f"{scheme}s" if self.tls is not None else scheme
+    def url(self) -> str:
+        """Where it is, for people."""
+        if isinstance(self.address, UnixAddress):
+            return f"mqtt+unix:{self.address}"
+        scheme, path = ("mqtt", "") if self.websocket is None else ("ws", self.websocket.path)
+        return f"{scheme}{'' if self.tls is None else 's'}://{self.address}{path}"
 
 
 class Acceptor:
@@ -122,43 +123,55 @@ class Acceptor:
     @property
     def url(self) -> str:
         """Where it listens, for people."""
-        endpoint = self.endpoint
-        match endpoint.address:
-            case TCPAddress(host, port):
-                path = endpoint.websocket.path if endpoint.websocket is not None else ""
-                return f"{endpoint.scheme}://{address(host, self.port or port)}{path}"
-            case UnixAddress(path):
-                return f"{endpoint.scheme}+unix:{path}"
+        at = self.endpoint.address
+        if isinstance(at, UnixAddress):
+            return self.endpoint.url
+        return replace(self.endpoint, address=replace(at, port=self.port)).url
 
     def _factory(self, loop: asyncio.AbstractEventLoop) -> Callable[[], SocketConnection]:
         hub, endpoint, sockets = self._hub, self.endpoint, self._sockets
-        listener, certificates, options, proxies = (
-            endpoint.listener,
-            endpoint.tls,
-            endpoint.websocket,
-            endpoint.proxies,
-        )
-        if certificates is None and options is None and proxies is None:
+        listener = endpoint.listener
+        if endpoint.tls is None and endpoint.websocket is None and endpoint.proxy is None:
             return lambda: SocketConnection(hub, listener, loop, sockets)
-        if proxies is not None:
+        if endpoint.proxy is not None:
             from broker.net.proxy import ProxyLayer
-        if certificates is not None:
+        if endpoint.tls is not None:
             from broker.net.tls import TLSLayer
-        if options is not None:
+        if endpoint.websocket is not None:
             from broker.net.websocket import WebSocketLayer
 
         def layered() -> LayeredConnection:
             layers: list[Layer] = []
             proxy = tls = None
-            if proxies is not None:
-                layers.append(proxy := ProxyLayer(proxies))
-            if certificates is not None:
-                layers.append(tls := TLSLayer(certificates))
-            if options is not None:
-                layers.append(WebSocketLayer(options, listener.limits.max_packet_size))
+            if endpoint.proxy is not None:
+                layers.append(proxy := ProxyLayer(endpoint.proxy))
+            if endpoint.tls is not None:
+                layers.append(tls := TLSLayer(endpoint.tls))
+            if endpoint.websocket is not None:
+                layers.append(WebSocketLayer(endpoint.websocket, listener.limits.max_packet_size))
             return LayeredConnection(hub, listener, loop, sockets, layers, proxy, tls)
 
         return layered
+
+
+def try_to_bind(at: TCPAddress | UnixAddress) -> None:
+    """Tell whether an address could be listened on, and leave nothing behind. Blocks.
+
+    Raises:
+        OSError: it could not.
+    """
+    if isinstance(at, UnixAddress):
+        with bind_unix(at):
+            at.path.unlink()
+        return
+    for family, kind, protocol, _, name in socket.getaddrinfo(
+        at.host, at.port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+    ):
+        with socket.socket(family, kind, protocol) as bound:
+            bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            if family == socket.AF_INET6:
+                bound.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+            bound.bind(name)
 
 
 def bind_unix(at: UnixAddress) -> socket.socket:

@@ -12,7 +12,7 @@ Source: HAProxy's proxy-protocol.txt of 2020-03-05. The rules:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Final
 
@@ -50,22 +50,31 @@ class Origin:
     common_name: str = ""
 
 
+@dataclass(frozen=True, slots=True)
+class ProxyOptions:
+    """What a listener believes. `sources`: where proxies are; none: anywhere. `identity`: whether a proxy tells who the
+    client is, beside where."""
+
+    sources: tuple[Network, ...] = ()
+    identity: bool = False
+
+
 class ProxyLayer:
-    """Takes the header off the bytes that come first. `networks`: where proxies are; none: anywhere."""
+    """Takes the header off the bytes that come first."""
 
-    __slots__ = ("_buffer", "_networks", "ended", "error", "origin")
+    __slots__ = ("_buffer", "_options", "ended", "error", "origin")
 
-    def __init__(self, networks: tuple[Network, ...] = ()) -> None:
+    def __init__(self, options: ProxyOptions) -> None:
         self.ended = False
         self.error = ""
         self.origin: Origin | None = None
         """Known once the header is complete."""
-        self._networks = networks
+        self._options = options
         self._buffer = b""
 
     def trusts(self, host: str) -> bool:
         """Whether a header is taken from this address."""
-        return not self._networks or contains(self._networks, host)
+        return not self._options.sources or contains(self._options.sources, host)
 
     def receive(self, data: bytes) -> bytes:
         """What came after the header."""
@@ -81,7 +90,8 @@ class ProxyLayer:
             return b""
         if found is None:
             return b""
-        self.origin, length = found
+        origin, length = found
+        self.origin = origin if self._options.identity else replace(origin, common_name="")
         rest, self._buffer = self._buffer[length:], b""
         return rest
 
@@ -125,11 +135,11 @@ def contains(networks: tuple[Network, ...], host: str) -> bool:
 
 def _parse_v1(data: bytes) -> tuple[Origin, int] | None:
     line, end, _ = data[:_LONGEST_LINE].partition(b"\r\n")
-    length = len(line) + 2
-    if length > _LONGEST_LINE:
-        raise ProxyError(f"a PROXY protocol header of more than {_LONGEST_LINE} bytes")
     if not end:
+        if len(data) >= _LONGEST_LINE:
+            raise ProxyError(f"a PROXY protocol header of more than {_LONGEST_LINE} bytes")
         return None
+    length = len(line) + 2
     words = line.split(b" ")
     if words[1] == b"UNKNOWN":
         return Origin(), length

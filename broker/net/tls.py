@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import ssl
 from collections.abc import Iterable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, Literal
@@ -202,10 +203,8 @@ class TLSLayer:
     def close(self) -> bytes:
         """An alert that says that nothing more comes."""
         if self._established and not self.error:
-            try:
+            with suppress(ssl.SSLError):  # it wants the peer's answer, for which nobody waits
                 self._tls.unwrap()
-            except ssl.SSLError:  # it wants the peer's answer, for which nobody waits
-                pass
         return self._to_peer.read()
 
 

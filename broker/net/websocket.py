@@ -106,6 +106,7 @@ class WebSocketLayer:
         path = request.path.partition("?")[0]
         if protocol.state is not State.CONNECTING or protocol.eof_sent or protocol.writes:
             self.error = "WebSocket frames before the handshake was answered"
+            protocol.data_to_send()  # answers to these frames, which may not come before that to the handshake
             return
         if self._path and path != self._path:
             response = protocol.reject(HTTPStatus.NOT_FOUND, f"MQTT is at {self._path}\n")

@@ -185,7 +185,7 @@ def hot(event: Event) -> bool:
 def configured(tmp_path: Path) -> Path:
     (tmp_path / "plant.py").write_text(PLANT)
     (tmp_path / "berm.toml").write_text(
-        '[node]\nname = "edge-7"\n[[processors]]\nfile = "plant.py"\n'
+        '[node]\nname = "edge-7"\n[mqtt]\nport = 0\n[[processors]]\nfile = "plant.py"\n'
         '[[bridges]]\nname = "cloud"\nhost = "cloud.example"\n[[bridges.routes]]\nname = "all"\ntopic = "plant/#"\n'
     )
     return tmp_path
@@ -197,9 +197,10 @@ def test_check_says_what_a_node_would_do_and_leaves_nothing_behind(configured: P
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout.splitlines() == [
         "settings: berm.toml",
-        "node: edge-7, MQTT on 127.0.0.1:1883",
+        "node: edge-7",
         "data: data: will be made",
         "lock: no node is running on this directory",
+        "listener mqtt: mqtt://127.0.0.1:0",
         "processors: plant.py: hot (plant/+/temperature: filter to alarm/{topic})",
         "bridge cloud: to cloud.example:1883 as edge-7-cloud: all (plant/#)",
         "ok",

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 from broker.connection import Connection
 from broker.hub import Hub, Limits
+from broker.listener import Listener
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.packets import (
     Connack,
@@ -149,7 +150,7 @@ class Client:
         self.wire = FakeWire(f"192.0.2.1:{40000 + node.accepted}")
         self.wire.version = version
         node.accepted += 1
-        self.connection: Connection = node.hub.accept(self.wire, node.now)
+        self.connection: Connection = node.hub.accept(self.wire, node.now, node.listener)
 
     def send(self, *packets: Packet) -> None:
         """Send these packets in one piece, and turn the loop."""
@@ -274,6 +275,8 @@ class Node:
         self.limits = limits or Limits()
         self.now = START
         self.accepted = 0
+        self.listener: Listener | None = None
+        """Where the connections to come are accepted; None: where nobody says more of."""
         self._rules = rules
         self._memory_bytes = memory_bytes
         self._start()

@@ -15,6 +15,7 @@ import pytest
 import uvloop
 
 from broker.hub import Hub, Limits
+from broker.listener import Listener
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.packets import Connack, Connect, Packet, Will
 from broker.net.listener import Endpoint, TCPAddress
@@ -88,15 +89,20 @@ class Client:
         self.raw.close()
 
 
-class Running:
-    """A node with a listener on a port that the system chose."""
+def plain(listener: Listener) -> Endpoint:
+    """A listener on a port that the system chooses, with nothing between TCP and MQTT."""
+    return Endpoint(listener, TCPAddress("127.0.0.1", 0))
 
-    def __init__(self, limits: Limits) -> None:
+
+class Running:
+    """A node, with a listener on a port that the system chose where nothing else is said."""
+
+    def __init__(self, limits: Limits, *makers: Callable[[Listener], Endpoint]) -> None:
         loop = asyncio.get_running_loop()
         self._writer, self._reader = (ThreadWorker(name, loop.call_soon_threadsafe) for name in ("writer", "reader"))
         self.log = Log(MemoryEngine(), self._writer, self._reader)
         self.hub = Hub(self.log, limits, loop.call_soon)
-        self.server = self.listening(0)
+        self.server = Server(self.hub, [make(self.hub.listener) for make in makers])
         self._clients: list[Client] = []
 
     def listening(self, port: int) -> Server:
@@ -131,10 +137,10 @@ class Running:
 
 
 @asynccontextmanager
-async def running(limits: Limits | None = None) -> AsyncIterator[Running]:
-    """A node for as long as the block lasts, and no longer than 20 s."""
+async def running(limits: Limits | None = None, *makers: Callable[[Listener], Endpoint]) -> AsyncIterator[Running]:
+    """A node for as long as the block lasts, and no longer than 20 s; a listener of each maker, or a plain one."""
     async with asyncio.timeout(20):
-        node = Running(limits or Limits())
+        node = Running(limits or Limits(), *(makers or (plain,)))
         await node.server.start()
         try:
             yield node
