@@ -19,7 +19,7 @@ import sqlite3
 from contextlib import closing, suppress
 from pathlib import Path
 from struct import Struct
-from time import time
+from time import sleep, time
 from typing import Final
 
 from storage.interface import TABLES, StorageError
@@ -27,6 +27,9 @@ from storage.interface import TABLES, StorageError
 DATABASE: Final = "berm.db"
 LOCK: Final = "berm.lock"
 """Held locked by the node that runs on the directory, with its process id in it."""
+LOCK_ATTEMPTS: Final = 10
+LOCK_PAUSE: Final = 0.02
+"""Seconds between two attempts."""
 SUSPECT: Final = "berm.db.suspect"
 """Stands there after SQLite has reported damage: the next start examines every page."""
 VERSION: Final = 1
@@ -86,20 +89,32 @@ def hold(directory: Path) -> int:
     _make_directory(directory)
     descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
+        held = _lock(descriptor)
+    except OSError:
+        os.close(descriptor)
+        raise
+    if not held:
         holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip()
         os.close(descriptor)
         raise StorageError(
             f"the data directory {directory} is in use by the node with process id {holder or 'unknown'}; "
             "stop that one, or set storage.path to another directory"
-        ) from None
-    except OSError:
-        os.close(descriptor)
-        raise
+        )
     with suppress(OSError):  # a full disk: the lock holds all the same
         os.ftruncate(descriptor, os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0))
     return descriptor
+
+
+def _lock(descriptor: int) -> bool:
+    """Take the lock; False: another process keeps it. One that only asks who holds it has it for a moment."""
+    for _ in range(LOCK_ATTEMPTS):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            sleep(LOCK_PAUSE)
+        else:
+            return True
+    return False
 
 
 def open_writer(directory: Path) -> tuple[sqlite3.Connection, Path | None]:
@@ -293,12 +308,13 @@ def _set_aside(path: Path) -> Path:
 
 
 def _make_directory(directory: Path) -> None:
+    """Make it, readable for its user and group, and make that last."""
     if directory.is_dir():
         return
     if not directory.parent.is_dir():
         _make_directory(directory.parent)
     try:
-        directory.mkdir()
+        directory.mkdir(0o750)
     except FileExistsError:
         if not directory.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from None

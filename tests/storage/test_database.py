@@ -113,6 +113,20 @@ def test_a_second_node_on_one_directory_is_told_who_holds_it(tmp_path: Path) -> 
     SQLiteEngine(tmp_path).close()
 
 
+def test_one_who_only_asks_who_holds_it_does_not_keep_a_node_from_starting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with (tmp_path / LOCK).open("wb") as asking:
+        fcntl.flock(asking, fcntl.LOCK_SH)
+        monkeypatch.setattr("storage.database.sleep", lambda _: fcntl.flock(asking, fcntl.LOCK_UN))
+        SQLiteEngine(tmp_path).close()
+
+
+def test_a_new_directory_is_not_for_others_to_read(tmp_path: Path) -> None:
+    SQLiteEngine(tmp_path / "new" / "data").close()
+    assert (tmp_path / "new" / "data").stat().st_mode & 0o007 == 0
+
+
 def test_a_lock_ends_with_its_process_however_that_ends(tmp_path: Path) -> None:
     code = (
         "import sys; from pathlib import Path; from storage.sqlite import SQLiteEngine; "
