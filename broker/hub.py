@@ -19,7 +19,6 @@ import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from heapq import heappop, heappush
-from typing import Final
 from uuid import uuid4
 
 from broker.connection import Connection, Wire
@@ -27,13 +26,14 @@ from broker.frames import FrameCache
 from broker.listener import Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
-from broker.mqtt.packets import Connack, Connect, Will
-from broker.mqtt.properties import WILL, Properties, Property, decode_properties, encode_properties, first
+from broker.mqtt.packets import Connack, Connect
+from broker.mqtt.properties import Properties, Property, first
 from broker.mqtt.reason import Reason
 from broker.mqtt.topic import SHARE, matches
 from broker.retained import Retained
 from broker.router import Grant, Router
 from broker.session import NEVER, Session
+from broker.wills import SECOND, Wills
 from storage.interface import (
     FSYNC,
     MEMORY,
@@ -41,7 +41,6 @@ from storage.interface import (
     RETAINED,
     SESSIONS,
     SUBSCRIPTIONS,
-    WILLS,
     Event,
     Group,
     Log,
@@ -52,7 +51,6 @@ from storage.interface import (
 
 _logger = logging.getLogger("berm.broker")
 
-SECOND: Final = 1_000_000
 _REFRESH = 60
 """Seconds after which the rows of all connected sessions are brought up to date."""
 _COMPLAINTS = 20
@@ -157,8 +155,7 @@ class Hub:
         self._held: dict[Connection, None] = {}
         self._strangers: dict[Connection, None] = {}
         """Connections without a CONNECT, the oldest first."""
-        self._wills: dict[str, tuple[int, Will]] = {}
-        """Wills that are due at a time: client identifier to (µs since the epoch, will)."""
+        self._wills = Wills(log, self._originate)
         self._leaving: list[tuple[int, str]] = []
         """A heap of when sessions end (µs since the epoch, client identifier), unless their clients return before."""
         self._next_second = 0
@@ -547,7 +544,7 @@ class Hub:
         if session is not None and packet.clean_start:  # [MQTT-3.1.2-4]
             self._end_session(session)
             session = None
-        self._withdraw_will(client_id)  # [MQTT-3.1.3-9]
+        self._wills.withdraw(client_id)  # [MQTT-3.1.3-9]
         present = session is not None
         if session is None:
             session = self.sessions[client_id] = Session(self, client_id, packet.version, expiry, self.log.committed)
@@ -561,7 +558,7 @@ class Hub:
         connection.keep_alive = _keep_alive(packet, limits) * SECOND * 3 // 2  # [MQTT-3.1.2-22]
         connection.will = packet.will
         if packet.will is not None:
-            self._record_will(client_id, packet.will, 0)
+            self._wills.keep(client_id, packet.will)
         properties = _connack_properties(packet, limits, client_id, asked, expiry) if v5 else ()
         connection.send(encode(Connack(present, Reason.SUCCESS, properties), packet.version))
         if session.persistent:
@@ -595,8 +592,10 @@ class Hub:
         for filter in session.grants:
             self.router.remove(session, filter)
         session.detach(self.now)
-        if connection.will is not None:
-            self._leave_will(session, connection.will, will)
+        if connection.will is not None and will:
+            self._wills.leave(session.client_id, connection.will, self.now, session.persistent)
+        elif connection.will is not None:  # [MQTT-3.14.4-3]
+            self._wills.discard(session.client_id)
         if session.persistent:
             session.save(self.log.open)
             self._leaves(session)
@@ -636,55 +635,8 @@ class Hub:
     def _end_session(self, session: Session) -> None:
         self.sessions.pop(session.client_id, None)
         session.forget(self.log.open)
-        due = self._wills.get(session.client_id)
-        if due is not None:  # [MQTT-3.1.2-8]: no later than the session's end
-            self._publish_will(session.client_id, due[1])
+        self._wills.session_ended(session.client_id, self.now)
         self._wake()
-
-    # -- wills
-
-    def _record_will(self, client_id: str, will: Will, due: int) -> None:
-        self.log.open.put(
-            WILLS,
-            (client_id,),
-            (
-                due,
-                _delay(will),
-                will.topic,
-                will.payload,
-                will.qos,
-                int(will.retain),
-                encode_properties(will.properties),
-            ),
-        )
-        self._wake()
-
-    def _leave_will(self, session: Session, will: Will, wanted: bool) -> None:
-        client_id = session.client_id
-        if not wanted:  # [MQTT-3.14.4-3]
-            self.log.open.delete(WILLS, (client_id,))
-            return
-        delay = _delay(will)
-        if delay and session.persistent:
-            due = self.now + delay * SECOND
-            self._wills[client_id] = (due, will)
-            self._record_will(client_id, will, due)
-        else:
-            self._publish_will(client_id, will)
-
-    def _publish_will(self, client_id: str, will: Will) -> None:
-        self._wills.pop(client_id, None)
-        self.log.open.delete(WILLS, (client_id,))
-        kept = tuple(
-            p for p in will.properties if p[0] not in (Property.WILL_DELAY_INTERVAL, Property.MESSAGE_EXPIRY_INTERVAL)
-        )
-        interval = _number(will.properties, Property.MESSAGE_EXPIRY_INTERVAL, 0)
-        expires = self.now + interval * SECOND if interval else 0
-        self._originate(client_id, will.topic, will.payload, will.qos, will.retain, encode_properties(kept), expires)
-
-    def _withdraw_will(self, client_id: str) -> None:
-        if self._wills.pop(client_id, None) is not None:
-            self.log.open.delete(WILLS, (client_id,))
 
     # -- time
 
@@ -738,9 +690,7 @@ class Hub:
             connection.close(Reason.KEEP_ALIVE_TIMEOUT)  # [MQTT-3.1.2-22]
 
     def _expire(self, now: int) -> None:
-        for client_id, (due, will) in list(self._wills.items()):
-            if now >= due:
-                self._publish_will(client_id, will)
+        self._wills.tick(now)
         leaving = self._leaving
         while leaving and leaving[0][0] <= now:
             ends, client_id = heappop(leaving)
@@ -779,9 +729,7 @@ class Hub:
                 self.sessions[client_id].restore_grants(found)
         for row in log.rows(RETAINED):
             self.retained.store(_retained_event(row))
-        for row in log.rows(WILLS):
-            client_id, will, due = _stored_will(row)
-            self._wills[client_id] = (due or now + _delay(will) * SECOND, will)
+        self._wills.restore(now)
 
     def close_connections(self) -> None:
         """Tell every client that the server is going."""
@@ -820,10 +768,6 @@ def _connack_properties(packet: Connect, limits: Limits, client_id: str, asked: 
     return tuple(properties)
 
 
-def _delay(will: Will) -> int:
-    return _number(will.properties, Property.WILL_DELAY_INTERVAL, 0)
-
-
 def _number(properties: Properties, property: Property, default: int) -> int:
     value = first(properties, property) if properties else None
     return value if isinstance(value, int) else default
@@ -840,15 +784,3 @@ def _retained_event(row: Row) -> Event:
     assert isinstance(properties, bytes)
     assert isinstance(expires, int)
     return Event(seq, ts, topic, payload, qos, True, client, properties, expires, FSYNC if qos else OS)
-
-
-def _stored_will(row: Row) -> tuple[str, Will, int]:
-    client_id, due, _, topic, payload, qos, retain, properties = row
-    assert isinstance(client_id, str)
-    assert isinstance(due, int)
-    assert isinstance(topic, str)
-    assert isinstance(payload, bytes)
-    assert isinstance(qos, int)
-    assert isinstance(properties, bytes)
-    will = Will(topic, payload, qos, bool(retain), decode_properties(properties, WILL))
-    return client_id, will, due

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import AsyncExitStack, asynccontextmanager
 from time import time_ns
 
 import pytest
@@ -28,9 +29,11 @@ def own(name: str, limits: Limits, mount_point: str = "") -> Callable[[Listener]
     return lambda _: Endpoint(Listener(name, limits, mount_point), TCPAddress("127.0.0.1", 0))
 
 
-async def peers(node: Running, count: int, listener: int) -> list[Peer]:
-    """So many connections to one of the listeners."""
-    return [await Peer.open(node.server.acceptors[listener].port) for _ in range(count)]
+@asynccontextmanager
+async def peers(node: Running, *listeners: int) -> AsyncIterator[list[Peer]]:
+    """A connection to each of these listeners, by their number."""
+    async with AsyncExitStack() as stack:
+        yield [await stack.enter_async_context(await Peer.open(node.server.acceptors[each].port)) for each in listeners]
 
 
 async def answer(peer: Peer, client_id: str) -> Connack:
@@ -47,8 +50,7 @@ def number(packet: Packet, key: int) -> object:
 @on_both_loops
 async def test_each_listener_tells_its_own_bounds() -> None:
     narrow = Limits(max_packet_size=2048, receive_maximum=3, topic_alias_maximum=4, max_keep_alive=5)
-    async with running(Limits(), plain, own("narrow", narrow)) as node:
-        wide, tight = (await peers(node, 1, 0))[0], (await peers(node, 1, 1))[0]
+    async with running(Limits(), plain, own("narrow", narrow)) as node, peers(node, 0, 1) as (wide, tight):
         told = [await answer(wide, "w"), await answer(tight, "t")]
         for key, values in (
             (Property.MAXIMUM_PACKET_SIZE, [1 << 20, 2048]),
@@ -62,61 +64,56 @@ async def test_each_listener_tells_its_own_bounds() -> None:
         await tight.send(large)
         assert await tight.receive(Disconnect) == Disconnect(Reason.PACKET_TOO_LARGE)
         await until(lambda: node.hub.received == 1)
-        for peer in (wide, tight):
-            peer.writer.close()
 
 
 @on_both_loops
 async def test_a_listener_that_is_full_refuses_and_others_go_on(caplog: pytest.LogCaptureFixture) -> None:
-    async with running(Limits(), plain, own("narrow", Limits(max_connections=1))) as node:
-        first_, second, other = *await peers(node, 2, 1), (await peers(node, 1, 0))[0]
+    narrow = own("narrow", Limits(max_connections=1))
+    async with (
+        running(Limits(), plain, narrow) as node,
+        peers(node, 1, 1, 0, 1) as (first_, second, other, third),
+    ):
         assert (await answer(first_, "a")).reason == Reason.SUCCESS
         assert (await answer(second, "b")).reason == Reason.SERVER_BUSY
         assert "1 clients are connected to listener narrow (max_connections)" in caplog.records[0].message
         assert (await answer(other, "c")).reason == Reason.SUCCESS
         await first_.send(Disconnect())
-        await until(lambda: len(node.hub.connections) == 1)
-        (third,) = await peers(node, 1, 1)
+        await until(lambda: node.hub.clients == 1)
         assert (await answer(third, "d")).reason == Reason.SUCCESS
-        for peer in (first_, second, other, third):
-            peer.writer.close()
 
 
 @on_both_loops
 async def test_a_full_listener_takes_a_client_over_from_itself_and_from_no_other() -> None:
-    async with running(Limits(), plain, own("narrow", Limits(max_connections=1))) as node:
-        inside, again, late, elsewhere = *await peers(node, 3, 1), (await peers(node, 1, 0))[0]
+    narrow = own("narrow", Limits(max_connections=1))
+    async with (
+        running(Limits(), plain, narrow) as node,
+        peers(node, 1, 1, 1, 0) as (inside, again, late, elsewhere),
+    ):
         assert (await answer(inside, "a")).reason == Reason.SUCCESS
         assert (await answer(again, "a")).reason == Reason.SUCCESS
         assert (await answer(elsewhere, "b")).reason == Reason.SUCCESS
         assert (await answer(late, "b")).reason == Reason.SERVER_BUSY
         assert sorted(node.hub.sessions) == ["a", "b"]
-        for peer in (inside, again, late, elsewhere):
-            peer.writer.close()
 
 
 @on_both_loops
 async def test_the_node_bounds_all_listeners_together() -> None:
     limits = Limits(max_connections=1)
-    async with running(limits, plain, own("other", Limits())) as node:
-        one, two = (await peers(node, 1, 0))[0], (await peers(node, 1, 1))[0]
+    async with running(limits, plain, own("other", Limits())) as node, peers(node, 0) as (one,):
         assert (await answer(one, "a")).reason == Reason.SUCCESS
-        assert (await answer(two, "b")).reason == Reason.SERVER_BUSY
-        for peer in (one, two):
-            peer.writer.close()
+        async with peers(node, 1) as (two,):
+            assert (await answer(two, "b")).reason == Reason.SERVER_BUSY
 
 
 @on_both_loops
 async def test_each_listener_waits_its_own_time_for_connect() -> None:
     limits = Limits(connect_timeout=60)
-    async with running(limits, plain, own("quick", Limits(connect_timeout=5))) as node:
-        patient, quick = (await peers(node, 1, 0))[0], (await peers(node, 1, 1))[0]
+    hasty = own("quick", Limits(connect_timeout=5))
+    async with running(limits, plain, hasty) as node, peers(node, 0, 1) as (patient, quick):
         await until(lambda: len(node.hub.connections) == 2)
         node.hub.tick(time_ns() // 1000 + 10 * SECOND)
         await quick.ended()
         assert (await answer(patient, "p")).reason == Reason.SUCCESS
-        for peer in (patient, quick):
-            peer.writer.close()
 
 
 @on_both_loops

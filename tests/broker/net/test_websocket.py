@@ -58,6 +58,7 @@ async def connected(
 )
 @on_both_loops
 async def test_the_subprotocol_is_mqtt(offered: list[str], chosen: str) -> None:
+    """[MQTT-6.0.0-3]"""
     async with running(None, web()) as node, await WebSocketPeer.open(node.server.port) as peer:
         response = await peer.shake_hands(subprotocols=offered)
         assert response.status_code == 101
@@ -128,6 +129,7 @@ async def test_one_byte_in_each_frame_makes_the_same_packets() -> None:
 
 @on_both_loops
 async def test_a_frame_may_hold_many_packets_and_half_of_another() -> None:
+    """[MQTT-6.0.0-2]"""
     async with connected() as (_, peer):
         data = encode(Pingreq(), 5) * 100
         await peer.send_frames(Frame(Opcode.BINARY, data + data[:1]), Frame(Opcode.BINARY, data[1:2]))
@@ -203,6 +205,7 @@ WRONG = {
 async def test_a_client_that_breaks_the_rules_is_told_how_and_its_will_is_left(
     data: bytes, code: int, line: str, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """[MQTT-6.0.0-1]"""
     async with running(None, web()) as node:
         async with await WebSocketPeer.open(node.server.port) as watcher:
             await watcher.connect("w")
