@@ -394,7 +394,8 @@ class Hub:
                         self.written_unread(connection, len(data))
             except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
                 self.crash(connection)
-        self._crowded = bool(self.behind) and self._is_crowded()
+        if self._rule is not None:
+            self._crowded = self._is_crowded()
         if self._held:
             self._release()
 
