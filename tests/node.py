@@ -29,7 +29,8 @@ BERM: Final = (sys.executable, "-m", "berm")
 MOSQUITTO: Final = shutil.which("mosquitto", path=f"{os.environ.get('PATH', '')}:/usr/sbin:/usr/local/sbin")
 """mosquitto's program; Debian keeps it where only root's PATH leads."""
 
-_LISTENS: Final = re.compile(rb"listens on mqtt://.*:(\d+)\n")
+_LISTENS: Final = re.compile(rb"listens on [a-z]+://[^/\n]*:(\d+)[^( \n]*(?: \((.*)\))?\n")
+_SAID: Final = re.compile(rb"the log is .*\n")
 _RSS: Final = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 
 
@@ -67,6 +68,8 @@ class Node:
         self.directory = directory
         self.data = directory / "data"
         self.port = 0
+        self.ports: dict[str, int] = {}
+        """Those of `[[listeners]]`, by name."""
         (directory / "berm.toml").write_text(config)
         port = [] if "[[listeners]]" in config else ["--set", "mqtt.port=0"]
         self._command = [*command, "run", *port, "--set", f"node.name={name}", *arguments]
@@ -102,14 +105,16 @@ class Node:
         """Wait until it listens."""
         stdout = _stdout(self.process)
         deadline = time.monotonic() + PATIENCE
-        while (found := _LISTENS.search(self._said)) is None:
+        while not _SAID.search(self._said):
             ready, _, _ = select.select([stdout], [], [], max(0.0, deadline - time.monotonic()))
             more = os.read(stdout.fileno(), 4096) if ready else b""
             if not more:
                 self.kill()
                 raise AssertionError(f"the node did not start; it said {self._said!r} and {self.stderr[-2000:]}")
             self._said += more
-        self.port = int(found[1])
+        found = [(name.decode(), int(port)) for port, name in _LISTENS.findall(self._said)]
+        self.port = found[0][1] if found else 0
+        self.ports = dict(found)
 
     def kill(self) -> None:
         """End it with SIGKILL, unless `stop` has ended it."""
