@@ -289,8 +289,8 @@ class WebSocketSection(Section):
     origins: Annotated[tuple[str, ...], Allowed("a list of origins such as `https://example.com`")] = Field(
         default=(),
         strict=False,
-        description="origins of the web pages whose scripts may connect; none: any. "
-        "Clients outside of a browser send no origin, and always may",
+        description="origins of the web pages whose scripts may connect; none: any. Clients that send no origin, as "
+        "most outside of a browser, always may",
     )
 
 

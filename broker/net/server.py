@@ -32,6 +32,8 @@ class Server:
         self.acceptors = [Acceptor(hub, endpoint, self._sockets) for endpoint in endpoints]
         self._ticker: asyncio.TimerHandle | None = None
         self._watcher: asyncio.TimerHandle | None = None
+        self._stale: list[Endpoint] = []
+        """Whose certificates are to be loaded anew."""
         self._reloading: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
@@ -81,15 +83,16 @@ class Server:
         self._reload([acceptor.endpoint for acceptor in self.acceptors])
 
     def _reload(self, endpoints: Sequence[Endpoint]) -> None:
-        if endpoints and self._reloading is None:
-            self._reloading = asyncio.get_running_loop().create_task(self._load(endpoints))
+        self._stale += [endpoint for endpoint in endpoints if endpoint.tls is not None]
+        if self._stale and self._reloading is None:
+            self._reloading = asyncio.get_running_loop().create_task(self._load())
 
-    async def _load(self, endpoints: Sequence[Endpoint]) -> None:
+    async def _load(self) -> None:
         from broker.net.tls import TLSError, load  # a node without TLS does without it
 
-        for endpoint in endpoints:
-            if endpoint.tls is None:
-                continue
+        while self._stale:
+            endpoint = self._stale.pop(0)
+            assert endpoint.tls is not None
             files = endpoint.tls.files
             try:
                 endpoint.tls.context = await asyncio.get_running_loop().run_in_executor(None, load, files)

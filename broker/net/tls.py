@@ -89,6 +89,14 @@ def load(files: TLSFiles) -> ssl.SSLContext:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.minimum_version = _VERSIONS[files.minimum_version]
     context.options |= ssl.OP_NO_RENEGOTIATION | ssl.OP_CIPHER_SERVER_PREFERENCE
+    try:
+        _load_into(context, files)
+    except OSError as error:  # a file has gone since it was looked at
+        raise TLSError(f"{error.filename or files.certificate}: cannot be read: {error.strerror}") from None
+    return context
+
+
+def _load_into(context: ssl.SSLContext, files: TLSFiles) -> None:
     _load_pair(context, files)
     if files.client_ca is not None:
         _load_authorities(context, files.client_ca, "a PEM file of certificates")
@@ -98,7 +106,6 @@ def load(files: TLSFiles) -> ssl.SSLContext:
         if not context.cert_store_stats()["crl"]:
             raise TLSError(f"{files.crl}: there is no certificate revocation list in it")
         context.verify_flags |= ssl.VERIFY_CRL_CHECK_LEAF
-    return context
 
 
 def _check_readable(path: Path) -> None:

@@ -7,7 +7,7 @@ The rules:
 2. MQTT's bytes are a stream: frames may split packets and hold several [MQTT-6.0.0-2]. Each write is one binary frame.
 3. A text frame ends the connection [MQTT-6.0.0-1]. So does a message, or one frame of it, that is larger than
    `max_size`: until it is complete a frame is held in memory.
-4. Where origins are given, a browser's page must be of one of them. Clients that are no browsers send none.
+4. Where origins are given, a browser's page must be of one of them. Other clients mostly send none.
 5. Nothing is compressed: payloads that gain by it are compressed by whoever made them, and a window for each
    connection would be most of its memory.
 """
@@ -38,7 +38,7 @@ _logger.setLevel(logging.WARNING)  # the package has a line for each connection,
 
 @dataclass(frozen=True, slots=True)
 class WebSocketOptions:
-    """What a listener asks of WebSocket clients. `path` empty: any. `origins` empty: any."""
+    """What a listener asks of WebSocket clients. `origins` empty: any."""
 
     path: str = "/mqtt"
     origins: tuple[str, ...] = ()
@@ -108,7 +108,7 @@ class WebSocketLayer:
             self.error = "WebSocket frames before the handshake was answered"
             protocol.data_to_send()  # answers to these frames, which may not come before that to the handshake
             return
-        if self._path and path != self._path:
+        if path != self._path:
             response = protocol.reject(HTTPStatus.NOT_FOUND, f"MQTT is at {self._path}\n")
             self.error = f"an HTTP request for {path[:_SHOWN]!r}, not for {self._path!r}"
         else:

@@ -20,6 +20,7 @@ from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connect, Disconnect, Pingreq, Pingresp, Puback, Publish
 from broker.mqtt.reason import Reason
 from broker.net import server as shell
+from broker.net import tls
 from broker.net.listener import Endpoint, TCPAddress
 from broker.net.tls import Certificates, TLSError, TLSFiles, TLSLayer, load
 from tests.broker.net.certificates import Authority, serial, serial_of, write_key
@@ -406,3 +407,25 @@ def test_a_client_that_does_not_trust_the_server_says_why(authority: Authority) 
     assert layer.receive(client.outgoing.read()) == b""
     assert layer.error == "TLS: tlsv1 alert unknown ca"
     assert layer.send(b"x") == layer.close() == layer.receive(b"x") == b""
+
+
+@on_both_loops
+async def test_a_reload_that_is_asked_for_during_another_is_done_after_it(authority: Authority) -> None:
+    async with running(None, secure(files_of(authority))) as node:
+        server = node.server
+        server.reload()
+        new = serial(authority.server()[0])
+        server.reload()
+        await until(lambda: server._reloading is None)
+        async with await Peer.open(server.port, authority.trusting()) as peer:
+            assert sent_serial(peer) == new
+
+
+def test_a_file_that_goes_while_it_is_loaded_is_an_error_like_one_that_was_never_there(
+    authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tls, "_check_readable", lambda path: None)
+    good, gone = files_of(authority), authority.directory / "gone.pem"
+    for files in (replace(good, certificate=gone), replace(good, client_ca=gone)):
+        with pytest.raises(TLSError, match="cannot be read: No such file or directory"):
+            load(files)
