@@ -15,6 +15,7 @@ from typing import Final
 import uvloop
 
 from berm import parts, process
+from berm.access import AccessError, Guards
 from berm.logs import configure
 from berm.settings import Settings
 from bridge import BridgeSettings, Uplink
@@ -44,7 +45,7 @@ def main(settings: Settings, hints: bool = False) -> int:
     """Run a node until SIGTERM or SIGINT; with `hints`, say what to try next. The process's exit code.
 
     0: stopped by a signal. 1: it could not start, or the log can't be written any more. 2: a processor file, or one of
-    a certificate, is wrong.
+    a certificate, of passwords or of rules, is wrong, or a listener would let nobody in.
     """
     configure(settings.log.level, settings.log.format)
     process.tune_interpreter()
@@ -52,7 +53,7 @@ def main(settings: Settings, hints: bool = False) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, hints))
-    except (LoadError, parts.FileError) as error:
+    except (LoadError, parts.FileError, AccessError) as error:
         print(f"berm: {error}", file=sys.stderr)
         return 2
     except (StartError, StorageError) as error:
@@ -103,6 +104,7 @@ class Node:
     Raises:
         LoadError: a processor file can't be used.
         FileError: a file of a certificate can't be used.
+        AccessError: a file of passwords or rules can't be used, or a listener would let nobody in.
         StorageError: the data directory can't be used.
     """
 
@@ -111,6 +113,10 @@ class Node:
         self._loop = loop
         definitions = parts.definitions(settings)
         endpoints = parts.endpoints(settings)
+        post = loop.call_soon_threadsafe
+        self._guards = Guards(post)
+        for section, endpoint in zip(parts.listeners(settings), endpoints, strict=True):
+            self._guards.guard(section, endpoint.listener, time_ns() // 1000)
         self._engine = SQLiteEngine(settings.storage.path)
         if self._engine.quarantined is not None:
             _logger.error(
@@ -119,7 +125,6 @@ class Node:
                 self._engine.quarantined,
             )
         self.database = self._engine.path.absolute()
-        post = loop.call_soon_threadsafe
         self._workers = [ThreadWorker(f"berm-{name}", post) for name in ("writer", "reader")]
         self._user_code = ThreadWorker("berm-processors", post)
         writer, reader = self._workers
@@ -144,8 +149,9 @@ class Node:
         return [f"{acceptor.url} ({acceptor.endpoint.listener.name})" for acceptor in acceptors]
 
     def reload(self) -> None:
-        """Load certificates anew."""
+        """Load certificates, passwords and rules anew."""
         self._server.reload()
+        self._guards.reload(self._hub)
 
     async def start(self) -> None:
         """Take up the state of the last run, then listen, then dial.
@@ -196,6 +202,7 @@ class Node:
         await drained.wait()
         for worker in self._workers:
             worker.close()
+        self._guards.close()
         if not self._user_code.close(PATIENCE):
             _logger.warning("a processor's function does not return; the node stops without it, and calls it again")
         self._engine.close()
@@ -212,6 +219,7 @@ class Node:
         now = time_ns() // 1000
         for runtime in self._runtimes:
             runtime.tick(now)
+        self._guards.tick(self._hub, now)
 
     def _identify(self, now: int) -> int:
         """The epoch of this log: when it began. Seqs of a log that was lost can't be mistaken for those of the next."""

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from berm.access import AccessError, Guards
 from berm.parts import FileError, address, advice, endpoint, limits, listeners, load_processors
 from berm.settings import ListenerSection, Settings
 from berm.status import lock_holder
@@ -68,10 +69,15 @@ def _check_lock(data: Path) -> tuple[Fact, bool]:
 def _check_listener(settings: Settings, section: ListenerSection, running: bool) -> Iterator[Fact]:
     """Load its certificate, and bind its address for a moment; a node that runs has bound it already."""
     problems: list[str] = []
+    guards = Guards(lambda call: None)
     try:
-        url = endpoint(section, limits(settings)).url
-    except FileError as error:
+        found = endpoint(section, limits(settings))
+        url = found.url
+        guards.guard(section, found.listener, 0)
+    except (FileError, AccessError) as error:
         problems.append(str(error))
+    finally:
+        guards.close()
     try:
         if not running:
             try_to_bind(address(section))

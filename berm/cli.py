@@ -149,6 +149,37 @@ def status(
         sys.stdout.flush()
 
 
+@app.command(short_help="Add, change or delete a user in a password file.")
+def passwd(
+    file: Annotated[Path, typer.Argument(metavar="FILE", help="The password file; one that is not there is made.")],
+    user: Annotated[str, typer.Argument(metavar="USER", help="The user name.")],
+    delete: Annotated[bool, typer.Option("--delete", help="Delete the user.")] = False,
+    scram: Annotated[
+        bool, typer.Option("--scram", help="Let the user log in by SCRAM-SHA-256, too, which never sends the password.")
+    ] = False,
+    stdin: Annotated[bool, typer.Option("--stdin", help="Read the password from the first line of stdin.")] = False,
+) -> None:
+    """Add, change or delete a user in a password file; ask for the password. A running node reads the file anew."""
+    from berm import passwd as file_of
+
+    try:
+        if delete:
+            print(file_of.delete(file, user))
+        else:
+            print(file_of.set_password(file, user, _password(user, stdin), scram))
+    except file_of.PasswdError as error:
+        _fail(str(error), 1)
+
+
+def _password(user: str, stdin: bool) -> str:
+    if stdin:
+        return sys.stdin.readline().rstrip("\r\n")
+    if not sys.stdin.isatty():
+        _fail("there is no terminal to ask for the password; give it on stdin, with --stdin", 2)
+    password: str = typer.prompt(f"Password of {user}", hide_input=True, confirmation_prompt=True, err=True)
+    return password
+
+
 def _load(config: Path | None, overrides: list[str] | None) -> Settings:
     try:
         return load(find(config), overrides or ())

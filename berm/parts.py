@@ -62,7 +62,9 @@ def listeners(settings: Settings) -> tuple[ListenerSection, ...]:
     """Those of the settings, or the one that `[mqtt]` means where there are none."""
     mqtt = settings.mqtt
     bounds = {name: getattr(mqtt, name) for name in BoundsSection.model_fields}
-    return settings.listeners or (ListenerSection(name="mqtt", host=mqtt.host, port=mqtt.port, **bounds),)
+    return settings.listeners or (
+        ListenerSection(name="mqtt", host=mqtt.host, port=mqtt.port, access=mqtt.access, quotas=mqtt.quotas, **bounds),
+    )
 
 
 def endpoint(section: ListenerSection, node: Limits) -> Endpoint:

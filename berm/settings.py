@@ -105,6 +105,14 @@ def _check_mode(value: str) -> str:
     return value
 
 
+def _check_client_ids(value: str) -> str:
+    from broker.auth import check_pattern  # few nodes ask for it
+
+    if value and (problem := check_pattern(value)) is not None:
+        raise ValueError(problem)
+    return value
+
+
 def _check_path(value: str) -> str:
     if (
         not value.startswith("/")
@@ -136,6 +144,14 @@ Network = Annotated[str, AfterValidator(_check_network)]
 Mode = Annotated[str, AfterValidator(_check_mode), Allowed("three octal digits, such as `0660`")]
 URLPath = Annotated[str, AfterValidator(_check_path), Allowed("the path of a URL, such as `/mqtt`")]
 File = Annotated[Path, Field(strict=False), Allowed("a path")]
+ClientIds = Annotated[
+    str, AfterValidator(_check_client_ids), Allowed("text with %u for the user name, and a `*` at its end for anything")
+]
+
+
+def _rate(description: str) -> float:
+    field: float = Field(default=0.0, ge=0, le=1e12, allow_inf_nan=False, description=description)
+    return field
 
 
 class Section(BaseModel):
@@ -221,6 +237,49 @@ class BoundsSection(Section):
     max_subscriptions: int = Field(default=1000, ge=1, le=1_000_000, description="subscriptions of one client")
 
 
+class AccessSection(Section):
+    """Who may connect, and do what with topics. Files that change are read anew, and on SIGHUP.
+
+    A file that can't be used then is told as an error, and the old one goes on.
+    """
+
+    anonymous: Annotated[
+        bool | None, Unset("true where only this machine reaches the listener and there is no password_file")
+    ] = Field(default=None, description="whether clients that do not say who they are may connect", examples=[False])
+    password_file: Annotated[File | None, Unset("none")] = Field(
+        default=None,
+        description="users and what is kept of their passwords, for CONNECT and SCRAM-SHA-256; see `berm passwd`",
+        examples=["passwords"],
+    )
+    client_ids: Annotated[ClientIds, Unset("any")] = Field(
+        default="", description="what client identifiers a user may have", examples=["%u-*"]
+    )
+    acl_file: Annotated[File | None, Unset("everything is allowed")] = Field(
+        default=None, description="rules of who may publish, subscribe and receive what", examples=["acl"]
+    )
+    acl_default: Literal["deny", "allow"] = Field(
+        default="deny", description="what holds where no rule of acl_file says anything"
+    )
+
+
+class QuotasSection(Section):
+    """How much the clients may ask for; 0: as much as they like. Who is ahead of a rate is made to wait.
+
+    After a pause a second's worth may come at once.
+    """
+
+    connect_rate: float = _rate("CONNECTs a second on the listener; those beyond are refused")
+    user_connections: int = Field(
+        default=0, ge=0, le=1_000_000, description="connections of one user to the listener at a time"
+    )
+    message_rate: float = _rate("publishes a second of one client")
+    byte_rate: float = _rate("bytes a second from one client")
+    total_message_rate: float = _rate("publishes a second of all clients of the listener together")
+    total_byte_rate: float = _rate("bytes a second from all clients of the listener together")
+    topic_levels: int = Field(default=0, ge=0, le=65535, description="levels of a topic name or filter")
+    topic_length: int = Field(default=0, ge=0, le=65535, description="bytes of a topic name or filter")
+
+
 class _MqttAddress(Section):
     host: Annotated[Host, Unset("127.0.0.1 where there are no [[listeners]]")] = Field(
         default="127.0.0.1", description="address to listen on; 0.0.0.0: all of IPv4", examples=["127.0.0.1"]
@@ -240,6 +299,8 @@ class MqttSection(BoundsSection, _MqttAddress):
     queue_qos0: bool = Field(
         default=False, description="whether a client that was away gets the QoS 0 messages that it missed"
     )
+    access: AccessSection = Field(default_factory=AccessSection)
+    quotas: QuotasSection = Field(default_factory=QuotasSection)
 
 
 class TLSSection(Section):
@@ -369,12 +430,14 @@ class _ListenerAddress(Section):
 class ListenerSection(BoundsSection, _ListenerAddress):
     """A place where clients connect. With the first of these, `host` and `port` of `[mqtt]` are not used any more.
 
-    A bound that is not given is that of `[mqtt]`.
+    A bound that is not given is that of `[mqtt]`, and so is a table `access` or `quotas`, as a whole.
     """
 
     tls: TLSSection | None = None
     websocket: WebSocketSection | None = None
     proxy_protocol: ProxySection | None = None
+    access: AccessSection | None = None
+    quotas: QuotasSection | None = None
 
     @field_validator("tls", "websocket", "proxy_protocol")
     @classmethod
@@ -622,15 +685,22 @@ def _anchor(raw: Raw, base: Path) -> None:
     storage = raw.setdefault("storage", {})
     tables: list[tuple[object, str, object]] = [(storage, "path", StorageSection.model_fields["path"].default)]
     tables += [(table, "file", None) for table in _listed(raw, "processors")]
+    tables += _access_files(raw.get("mqtt"))
     for listener in _listed(raw, "listeners"):
         tables.append((listener, "path", None))
         tls = listener.get("tls") if isinstance(listener, dict) else None
         tables += [(tls, key, None) for key in ("certificate", "key", "client_ca", "crl")]
+        tables += _access_files(listener)
     for table, key, default in tables:
         if isinstance(table, dict):
             value = table.get(key, default)
             if isinstance(value, str | Path):
                 table[key] = str(base / value)
+
+
+def _access_files(table: object) -> list[tuple[object, str, object]]:
+    access = table.get("access") if isinstance(table, dict) else None
+    return [(access, key, None) for key in ("password_file", "acl_file")]
 
 
 def _listed(raw: Raw, key: str) -> list[object]:
@@ -640,9 +710,10 @@ def _listed(raw: Raw, key: str) -> list[object]:
 
 def _complete(settings: Settings) -> Settings:
     """Fill in what one setting takes from another."""
-    bounds = {name: getattr(settings.mqtt, name) for name in BoundsSection.model_fields}
+    names = (*BoundsSection.model_fields, "access", "quotas")
+    common = {name: getattr(settings.mqtt, name) for name in names}
     listeners = tuple(
-        each.model_copy(update={name: value for name, value in bounds.items() if name not in each.model_fields_set})
+        each.model_copy(update={name: value for name, value in common.items() if name not in each.model_fields_set})
         for each in settings.listeners
     )
     bridges = tuple(

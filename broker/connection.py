@@ -9,13 +9,16 @@ code where the version has one, and one line in the log.
 What one connection can make the broker hold is bounded. Messages for it are given out up to `limit` bytes; then its
 session reads the log instead. Answers to it (PUBACK, PINGRESP, SUBACK and the like) can't be left out: where as many
 bytes of them again wait for a peer that does not read, or for a commit, the peer is not read from until they are gone.
+
+Until its client may be told that it is connected, a connection has a `Login`, and no session.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
+from broker.acl import Who
 from broker.mount import MountedDecoder
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.errors import ProtocolError
@@ -44,8 +47,11 @@ from broker.mqtt.topic import parse_share
 from broker.router import Grant
 
 if TYPE_CHECKING:
+    from broker.auth import Authorizer
     from broker.hub import Hub
     from broker.listener import Listener
+    from broker.login import Login, Renewal
+    from broker.quotas import Throttle
     from broker.session import Session
 
 _TRAVELS_NOT: Final = frozenset((Property.TOPIC_ALIAS, Property.MESSAGE_EXPIRY_INTERVAL))
@@ -60,6 +66,7 @@ _READ_BUDGET: Final = 64 << 10
 """Bytes after which a connection waits for the end of the turn, so that what comes out keeps up with what goes in."""
 _NAME_SHOWN: Final = 64
 """Characters of a client identifier that a line in the log shows: it may have 65,535 bytes."""
+_NOBODY: Final = Who("")
 
 
 class Wire(Protocol):
@@ -103,18 +110,25 @@ class Connection:
         "limit",
         "limits",
         "listener",
+        "login",
         "max_packet_size",
         "opened",
         "out",
         "owed",
+        "paused_until",
         "pending",
+        "permitted",
         "quota",
+        "renewal",
+        "rules",
         "session",
         "shaped",
+        "throttle",
         "unread",
         "unreleased",
         "version",
         "volatile",
+        "who",
         "will",
         "wire",
     )
@@ -153,6 +167,18 @@ class Connection:
         """Held for readers that would lose events which are kept in memory only."""
         """Nothing is read from the wire for now."""
         self.closed = False
+        self.who = _NOBODY
+        self.rules: Authorizer | None = None
+        """What is asked whether the client may do something; None: it may do everything."""
+        self.permitted: set[str] = listener.topics
+        """Topics that it is known to be allowed to publish to."""
+        self.login: Login | None = None
+        """Of a client that is still to prove who it is."""
+        self.renewal: Renewal | None = None
+        self.throttle: Throttle | None = None
+        """The rates that it is to keep; None: any."""
+        self.paused_until = 0
+        """It has run ahead of its rates, and is not read from before, µs since the epoch."""
         self._hub = hub
         self._decoder = Decoder(0, limits.max_packet_size)
         if listener.mount_point:
@@ -167,10 +193,45 @@ class Connection:
             return
         hub = self._hub
         hub.now = self.heard = now
+        session = self.session
+        if session is None:
+            self._introduce(data)
+            return
         try:
-            for packet in self._decoder.feed(data):
+            packets = self._decoder.feed(data)
+            for packet in packets:
                 _HANDLERS[packet.TYPE](self, packet)
                 if self.closed:
+                    return
+            if self._decoder.error is not None:
+                raise self._decoder.error
+        except ProtocolError as error:
+            self.fail(error)
+            return
+        if not session.live:
+            session.pump()
+        if self.throttle is not None:
+            self._spend(packets, len(data))
+        if len(data) >= _READ_BUDGET or self.owed > self.quota:
+            hub.hold(self)
+
+    def _introduce(self, data: bytes) -> None:
+        """Handle what comes before the client is connected, and with what connects it."""
+        if self.login is None or not self.login.waiting:
+            self._handle(self._decoder.feed(data))
+        elif not self.login.hold(data):
+            self.fail(ProtocolError(Reason.QUOTA_EXCEEDED, "sends too much ahead of its CONNACK"))
+
+    def _handle(self, packets: Sequence[Packet]) -> None:
+        """Handle packets up to one whose answer has to be waited for."""
+        try:
+            for index, packet in enumerate(packets, 1):
+                _HANDLERS[packet.TYPE](self, packet)
+                if self.closed:
+                    return
+                if self.login is not None and self.login.waiting:
+                    self.login.rest = packets[index:]
+                    self._hub.hold(self)
                     return
             if self._decoder.error is not None:
                 raise self._decoder.error
@@ -180,7 +241,24 @@ class Connection:
         session = self.session
         if session is not None and not session.live:
             session.pump()
-        if len(data) >= _READ_BUDGET or self.owed > self.quota:
+        if self.congested:
+            self._hub.hold(self)
+
+    def go_on(self, login: Login) -> None:
+        """The answer has come that was waited for: handle what has come meanwhile."""
+        self._handle(login.rest)
+        held = login.take()
+        if held and not self.closed:
+            self.receive(held, self._hub.now)
+
+    def _spend(self, packets: Sequence[Packet], size: int) -> None:
+        """Count what was read, and read no more for as long as it was more than the rates allow."""
+        throttle, hub = self.throttle, self._hub
+        assert throttle is not None
+        messages = sum(packet.TYPE == Publish.TYPE for packet in packets)
+        self.paused_until = throttle.spend(messages, size, hub.now)
+        if self.paused_until > hub.now and not self.closed:
+            hub.throttled += 1
             hub.hold(self)
 
     def on_blocked(self, blocked: bool) -> None:
@@ -193,7 +271,13 @@ class Connection:
     @property
     def congested(self) -> bool:
         """Whether so much waits for the client, or for a commit, that nothing more should be read from it."""
-        return self.owed > self.quota or self.unread > self.limit or self.pending > 2 * self.limit
+        return (
+            self.owed > self.quota
+            or self.unread > self.limit
+            or self.pending > 2 * self.limit
+            or self.paused_until > self._hub.now
+            or (self.login is not None and self.login.waiting)
+        )
 
     def lost(self, now: int) -> None:
         """The wire is gone."""
@@ -239,6 +323,8 @@ class Connection:
 
     def fail(self, error: ProtocolError) -> None:
         """End the connection for what the peer has done."""
+        if self.login is not None:
+            self._hub.refused_logins += 1
         self._hub.complain(f"{self.name}: {error} (reason 0x{error.reason:02x}); connection closed")
         self.close(error.reason)
 
@@ -277,20 +363,45 @@ class Connection:
             self.wire.write(b"".join(self.out))
             self.out = []
         self.closed = True
+        if self.login is not None:
+            self.login.withdraw()
         self.wire.close()
         self._hub.disconnected(self, will)
 
     # -- what the client says
 
     def _on_connect(self, packet: Connect) -> None:
-        if self.session is not None:
+        if self.version:
             raise ProtocolError(Reason.PROTOCOL_ERROR, "a second CONNECT")  # [MQTT-3.1.0-2]
         self.version = packet.version
-        if first(packet.properties, Property.AUTHENTICATION_METHOD) is not None:
-            raise ProtocolError(Reason.BAD_AUTHENTICATION_METHOD, "extended authentication is not offered")
         self.max_packet_size = _number(packet.properties, Property.MAXIMUM_PACKET_SIZE, 0)
         self.shaped = self.shaped or bool(self.max_packet_size)
-        self._hub.connect(self, packet)
+        listener = self.listener
+        if listener.meter is not None and not listener.meter.may_connect(self._hub.now):
+            raise ProtocolError(
+                Reason.CONNECTION_RATE_EXCEEDED, f"more clients connect to listener {listener.name} than connect_rate"
+            )
+        if listener.access is None and first(packet.properties, Property.AUTHENTICATION_METHOD) is None:
+            self.admit(packet, "", ())
+            return
+        from broker.login import Login  # where nobody is asked who it is, nobody needs it
+
+        self.login = Login(self._hub, self, packet)
+        self.login.begin(listener.access)
+
+    def admit(self, packet: Connect, username: str, properties: Properties) -> None:
+        """The client has proved to be this user (empty: nobody in particular): connect it.
+
+        Raises:
+            ProtocolError: it can't be connected nevertheless.
+        """
+        self._hub.connect(self, packet, username, properties)
+        self.login = None
+        method = first(packet.properties, Property.AUTHENTICATION_METHOD)
+        if isinstance(method, str):
+            from broker.login import Renewal
+
+            self.renewal = Renewal(self, method)
 
     def _on_publish(self, packet: Publish) -> None:
         session = self.session
@@ -368,7 +479,9 @@ class Connection:
         reasons: list[int] = []
         for asked in packet.subscriptions:
             replaced = session.grants.get(asked.filter)
-            if parse_share(asked.filter) is not None:
+            if (refusal := hub.forbids_filter(self, asked.filter)) is not None:
+                reasons.append(refusal)
+            elif parse_share(asked.filter) is not None:
                 reasons.append(Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
             elif replaced is None and len(session.grants) >= self.limits.max_subscriptions:
                 reasons.append(Reason.QUOTA_EXCEEDED)
@@ -396,6 +509,9 @@ class Connection:
         self.send(b"\xd0\x00")  # [MQTT-3.12.4-1]
 
     def _on_disconnect(self, packet: Disconnect) -> None:
+        if self.login is not None:  # it has thought better of it
+            self._end(will=False)
+            return
         session = self._connected()
         interval = first(packet.properties, Property.SESSION_EXPIRY_INTERVAL)
         if isinstance(interval, int):
@@ -404,8 +520,11 @@ class Connection:
             session.expiry = min(interval, self.limits.max_session_expiry)
         self._end(will=packet.reason != Reason.NORMAL_DISCONNECTION)  # [MQTT-3.14.4-3]
 
-    def _on_auth(self, _: Auth) -> None:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "AUTH without an authentication method")
+    def _on_auth(self, packet: Auth) -> None:
+        asked = self.login or self.renewal
+        if asked is None:  # [MQTT-4.12.0-6]
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH without an authentication method in the CONNECT")
+        asked.on_auth(packet)
 
     def _on_unexpected(self, packet: Packet) -> None:
         raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__.upper()} is for servers to send")

@@ -16,11 +16,12 @@ read until they are kept.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass
 from heapq import heappop, heappush
 from uuid import uuid4
 
+from broker.acl import Who
 from broker.connection import Connection, Wire
 from broker.frames import FrameCache
 from broker.listener import Listener
@@ -60,6 +61,10 @@ _REFRESHED = 500
 """Rows of connected sessions that one second brings up to date at most."""
 _PROMISE = 100
 """Bytes that something to be sent after a commit takes in memory beside its own."""
+_PERMITTED = 1000
+"""Topics at most that are remembered as permitted to one client by rules."""
+_LONG = 256
+"""Characters of a topic that is not worth remembering."""
 _BRIDGE_STATE = "$SYS/broker/connection/+/state"
 """Where a bridge of Mosquitto says whether it is up."""
 
@@ -117,7 +122,7 @@ class Hub:
         """Where a connection comes from that nobody says more of."""
         self.queue_qos0 = limits.queue_qos0
         self.frames = FrameCache()
-        self.router: Router[Session] = Router()
+        self.router: Router[Session] = Router(Session.denies)
         self.retained = Retained()
         self.sessions: dict[str, Session] = {}
         self.connections: set[Connection] = set()
@@ -129,7 +134,12 @@ class Hub:
         self.delivered = 0
         self.refused_messages = 0
         self.forbidden = 0
-        """Messages to topics that are not for clients to publish to."""
+        """Messages to topics that their clients may not publish to."""
+        self.forbidden_subscriptions = 0
+        self.refused_logins = 0
+        """Clients that did not prove who they are, or that may not connect."""
+        self.throttled = 0
+        """How often a client was made to wait for having run ahead of its rates."""
         self.crashed = 0
         """Connections ended by an error of ours."""
         self.dropped_full = 0
@@ -137,6 +147,7 @@ class Hub:
         self.dropped_oversized = 0
         self.dropped_away = 0
         self.dropped_gone = 0
+        self.dropped_denied = 0
         self.behind: set[Session] = set()
         """Connected sessions that read the log from their cursors."""
         self._crowded = False
@@ -179,9 +190,11 @@ class Hub:
         """Admit one message of a client."""
         log = self.log
         self.received += 1
-        if topic[0] == "$" and not _may_publish(topic, connection.listener):
-            self._forbid(connection, topic, qos, packet_id)
-            return
+        if topic not in connection.permitted:
+            refusal = self._forbids_topic(connection, topic)
+            if refusal is not None:
+                self._forbid(connection, topic, qos, packet_id, refusal)
+                return
         if log.failure is not None and self._cannot_keep(connection, qos, packet_id):
             return
         session = connection.session
@@ -298,18 +311,47 @@ class Hub:
         connection.close(Reason.QUOTA_EXCEEDED)
         return True
 
-    def _forbid(self, connection: Connection, topic: str, qos: int, packet_id: int) -> None:
-        """Drop a message to a topic that is the server's. Before MQTT 5 an acknowledgement can't say so: as Mosquitto,
-        acknowledge it nevertheless (MQTT 3.1.1 allows that, or to close, which a bridge would answer for ever)."""
+    def _forbids_topic(self, connection: Connection, topic: str) -> Reason | None:
+        """Why a client may not publish to a topic. What it may is remembered as permitted."""
+        listener, rules = connection.listener, connection.rules
+        if listener.meter is not None and listener.meter.quotas.objection(topic) is not None:
+            return Reason.TOPIC_NAME_INVALID
+        if topic[0] == "$" and not _may_publish(topic, listener):
+            return Reason.NOT_AUTHORIZED
+        if rules is not None and not rules.may_publish(connection.who, topic):
+            return Reason.NOT_AUTHORIZED
+        if len(topic) <= _LONG:
+            permitted = connection.permitted
+            if len(permitted) >= (_RULES_KEPT if rules is None else _PERMITTED):
+                permitted.clear()
+            permitted.add(topic)
+        return None
+
+    def forbids_filter(self, connection: Connection, filter: str) -> Reason | None:
+        """Why a client may not subscribe by a valid filter."""
+        meter, rules = connection.listener.meter, connection.rules
+        if meter is not None and (objection := meter.quotas.objection(filter)) is not None:
+            self.complain(f"{connection.name}: can't subscribe to {filter[:64]!r}: {objection}")
+            return Reason.TOPIC_FILTER_INVALID
+        if rules is not None and not rules.may_subscribe(connection.who, filter):
+            self.forbidden_subscriptions += 1
+            self.complain(f"{connection.name}: may not subscribe to {filter[:64]!r}")
+            return Reason.NOT_AUTHORIZED
+        return None
+
+    def _forbid(self, connection: Connection, topic: str, qos: int, packet_id: int, reason: Reason) -> None:
+        """Drop a message to a topic that is not its client's. Before MQTT 5 an acknowledgement can't say so: as
+        Mosquitto, acknowledge it nevertheless (MQTT 3.1.1 allows that, or to close, which a bridge would answer for
+        ever)."""
         self.forbidden += 1
-        self.complain(f"{connection.name}: clients can't publish to {topic[:64]!r}; message dropped")
+        self.complain(f"{connection.name}: may not publish to {topic[:64]!r} (reason 0x{reason:02x}); message dropped")
         if not qos:
             return
         answer = (b"\x40" if qos == 1 else b"\x50") + b"\x02" + packet_id.to_bytes(2)
         if connection.version == 5:
             self._take_back(connection, qos, packet_id)
             connection.owed += 1
-            answer = answer[:1] + b"\x03" + answer[2:] + bytes((Reason.NOT_AUTHORIZED,))
+            answer = answer[:1] + b"\x03" + answer[2:] + bytes((reason,))
         self._promises.acknowledgements.append((connection, answer, None))
         self._wake()
 
@@ -521,16 +563,19 @@ class Hub:
             oldest.close(Reason.SERVER_BUSY)
         return connection
 
-    def connect(self, connection: Connection, packet: Connect) -> None:
-        """A client says who it is."""
+    def connect(self, connection: Connection, packet: Connect, username: str = "", properties: Properties = ()) -> None:
+        """A client says who it is, and has proved to be this user; `properties` are for its CONNACK.
+
+        Raises:
+            ProtocolError: there is no room for it, or it may not have the will that it asks for.
+        """
         listener, limits = connection.listener, connection.limits
-        if packet.will is not None and not _may_publish(packet.will.topic, listener):
-            raise ProtocolError(
-                Reason.NOT_AUTHORIZED, f"clients can't publish to {packet.will.topic[:64]!r}, the topic of the will"
-            )
-        session = self.sessions.get(packet.client_id)
-        self._check_room(listener, None if session is None else session.connection)
         client_id = packet.client_id or f"auto-{uuid4().hex}"
+        self._authorize(connection, Who(client_id, username))
+        if packet.will is not None and (refusal := self._forbids_topic(connection, packet.will.topic)) is not None:
+            raise ProtocolError(refusal, f"may not publish to {packet.will.topic[:64]!r}, the topic of its will")
+        session = self.sessions.get(packet.client_id)
+        self._check_room(listener, None if session is None else session.connection, username)
         v5 = packet.version == 5
         if v5:
             asked = _number(packet.properties, Property.SESSION_EXPIRY_INTERVAL, 0)
@@ -555,12 +600,16 @@ class Hub:
         connection.session = session
         self.clients += 1
         listener.clients += 1
+        if listener.meter is not None:
+            listener.meter.enter(username)
+            connection.throttle = listener.meter.throttle(self.now)
         del self._strangers[connection]
         connection.keep_alive = _keep_alive(packet, limits) * SECOND * 3 // 2  # [MQTT-3.1.2-22]
         connection.will = packet.will
         if packet.will is not None:
             self._wills.keep(client_id, packet.will)
-        properties = _connack_properties(packet, limits, client_id, asked, expiry) if v5 else ()
+        if v5:
+            properties = _connack_properties(packet, limits, client_id, asked, expiry) + properties
         connection.send(encode(Connack(present, Reason.SUCCESS, properties), packet.version))
         if session.persistent:
             self.changed(session)
@@ -569,7 +618,32 @@ class Hub:
             self.router.add(session, grant)
         session.attach(connection, window)
 
-    def _check_room(self, listener: Listener, leaving: Connection | None) -> None:
+    def _authorize(self, connection: Connection, who: Who) -> None:
+        """From now on rules are asked about this client."""
+        access = connection.listener.access
+        connection.who = who
+        connection.rules = None
+        connection.permitted = connection.listener.topics
+        if access is not None and access.authorizer is not None and not access.authorizer.unlimited:
+            connection.rules = access.authorizer
+            connection.permitted = set()
+
+    def rules_changed(self, listener: Listener) -> None:
+        """The authorizer of a listener is another, or says otherwise than it did: ask it anew about everything."""
+        self.router.forget()
+        for connection in self.connections:
+            if connection.listener is listener and connection.session is not None:
+                self._authorize(connection, connection.who)
+                connection.session.rules_changed()
+
+    def expel(self, listener: Listener, users: Set[str]) -> None:
+        """Disconnect these users, where it was not the transport that has proved who they are."""
+        for connection in list(self.connections):
+            if connection.listener is listener and connection.who.username in users and not connection.wire.identity:
+                self.complain(f"{connection.name}: user {connection.who.username!r} is not what it was; closed")
+                connection.close(Reason.NOT_AUTHORIZED)
+
+    def _check_room(self, listener: Listener, leaving: Connection | None, username: str) -> None:
         """Refuse a client where there are as many as may be, unless another connection makes room for it."""
         most = self.limits.max_connections
         if self.clients >= most and leaving is None:
@@ -578,6 +652,13 @@ class Hub:
         if listener.clients >= most and (leaving is None or leaving.listener is not listener):
             raise ProtocolError(
                 Reason.SERVER_BUSY, f"{most} clients are connected to listener {listener.name} (max_connections)"
+            )
+        meter = listener.meter
+        if meter is None or meter.has_room(username):
+            return
+        if leaving is None or leaving.listener is not listener or leaving.who.username != username:
+            raise ProtocolError(
+                Reason.QUOTA_EXCEEDED, f"user {username[:64]!r} has all connections that one may (user_connections)"
             )
 
     def disconnected(self, connection: Connection, will: bool) -> None:
@@ -590,19 +671,30 @@ class Hub:
             return
         self.clients -= 1
         connection.listener.clients -= 1
+        if connection.listener.meter is not None:
+            connection.listener.meter.leave(connection.who.username)
         for filter in session.grants:
             self.router.remove(session, filter)
         session.detach(self.now)
-        if connection.will is not None and will:
-            self._wills.leave(session.client_id, connection.will, self.now, session.persistent)
-        elif connection.will is not None:  # [MQTT-3.14.4-3]
-            self._wills.discard(session.client_id)
+        if connection.will is not None:
+            if will and self._may_leave(connection, connection.will.topic):
+                self._wills.leave(session.client_id, connection.will, self.now, session.persistent)
+            else:  # [MQTT-3.14.4-3]
+                self._wills.discard(session.client_id)
         if session.persistent:
             session.save(self.log.open)
             self._leaves(session)
         else:
             self._end_session(session)
         self._wake()
+
+    def _may_leave(self, connection: Connection, topic: str) -> bool:
+        """Whether the topic of a will is still one that its client may publish to: rules may have changed."""
+        if self._forbids_topic(connection, topic) is None:
+            return True
+        self.forbidden += 1
+        self.complain(f"{connection.name}: may not publish to {topic[:64]!r} any more; its will is dropped")
+        return False
 
     def _leaves(self, session: Session) -> None:
         if session.expiry == NEVER:
@@ -644,6 +736,8 @@ class Hub:
     def tick(self, now: int) -> None:
         """Do what time brings: to be called a few times a second."""
         self.now = now
+        if self._held:
+            self._release()
         if now < self._next_second:
             return
         self._next_second = now + SECOND
@@ -675,8 +769,9 @@ class Hub:
     def _close_silent(self, now: int) -> None:
         late = [each for each in self._strangers if now > each.opened + each.limits.connect_timeout * SECOND]
         for connection in late:
-            self.complain(f"{connection.name}: no CONNECT within {connection.limits.connect_timeout} s; closed")
-            connection.close(Reason.PROTOCOL_ERROR)
+            what = "no CONNECT" if connection.login is None else "not sure who it is"
+            self.complain(f"{connection.name}: {what} within {connection.limits.connect_timeout} s; closed")
+            connection.close(Reason.PROTOCOL_ERROR if connection.login is None else Reason.SERVER_BUSY)
         silent = [
             connection
             for connection in self.connections

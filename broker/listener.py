@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from broker.auth import Access
     from broker.hub import Limits
+    from broker.quotas import Meter
 
 
 @dataclass(slots=True, eq=False)
@@ -19,3 +21,9 @@ class Listener:
     """What is put before each topic that its clients name, and taken off those that they receive."""
     clients: int = 0
     """Connections to it whose CONNECT was accepted."""
+    access: Access | None = None
+    """Who may connect, and do what; None: everyone, as nobody in particular, and everything."""
+    meter: Meter | None = None
+    """Its quotas, and what has been used of them; None: none."""
+    topics: set[str] = field(default_factory=set)
+    """Topics that any client to which no rules apply may publish to: those found so lately."""

@@ -10,7 +10,7 @@ them, with all their identifiers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
@@ -47,9 +47,11 @@ class Delivery(Generic[S]):
     """Some of the grants do not want the session's own messages."""
     own: Delivery[S] | None
     """How the session gets its own messages."""
+    denied: bool = False
+    """It does not: rules are against it."""
 
 
-def merge(session: S, grants: Iterable[Grant]) -> Delivery[S] | None:
+def merge(session: S, grants: Iterable[Grant], denied: bool = False) -> Delivery[S] | None:
     """One delivery from all grants of a session that match a topic; None where there are none."""
     found = list(grants)
     if not found:
@@ -63,9 +65,10 @@ def merge(session: S, grants: Iterable[Grant]) -> Delivery[S] | None:
         retain_as_published,
         identifiers,  # [MQTT-3.3.4-4]
         max(grant.since for grant in found),
-        not (no_local or retain_as_published or identifiers),
+        not (no_local or retain_as_published or identifiers or denied),
         no_local,
         merge(session, [grant for grant in found if not grant.no_local]) if no_local else None,  # [MQTT-3.8.3-3]
+        denied,
     )
 
 
@@ -76,12 +79,13 @@ class _Node(Generic[S]):
 
 
 class Router(Generic[S]):
-    """The subscriptions of every connected session."""
+    """The subscriptions of every connected session. `denies`: whether rules keep a topic from a session."""
 
-    __slots__ = ("_cache", "_root")
+    __slots__ = ("_cache", "_denies", "_root")
 
-    def __init__(self) -> None:
+    def __init__(self, denies: Callable[[S, str], bool] = lambda session, topic: False) -> None:
         self._root: _Node[S] = _Node()
+        self._denies = denies
         self._cache: dict[str, tuple[Delivery[S], ...]] = {}
 
     def add(self, session: S, grant: Grant) -> None:
@@ -120,6 +124,10 @@ class Router(Generic[S]):
             found = self._cache[topic] = self._walk(topic)
         return found
 
+    def forget(self) -> None:
+        """Find everything anew: rules have changed."""
+        self._cache.clear()
+
     def _walk(self, topic: str) -> tuple[Delivery[S], ...]:
         levels = topic.split("/")
         # [MQTT-4.7.2-1] a leading wildcard does not match a topic that begins with $.
@@ -145,7 +153,12 @@ class Router(Generic[S]):
             _collect(node, grants)
             if "#" in node.children:  # a filter's trailing /# matches its parent, too
                 _collect(node.children["#"], grants)
-        return tuple(d for session, found in grants.items() if (d := merge(session, found)) is not None)
+        denies = self._denies
+        return tuple(
+            delivery
+            for session, found in grants.items()
+            if (delivery := merge(session, found, denies(session, topic))) is not None
+        )
 
     def _forget(self, filter: str) -> None:
         if "+" in filter or "#" in filter:

@@ -68,6 +68,7 @@ class Host(Protocol):
     dropped_oversized: int
     dropped_away: int
     dropped_gone: int
+    dropped_denied: int
     delivered: int
 
     def changed(self, session: Session) -> None:
@@ -248,6 +249,7 @@ class Session:
     def attach(self, connection: Connection, window: int) -> None:
         """A client has connected: send again what is in flight, then go on from the cursor."""
         self.connection = connection
+        self.rules_changed()  # they may be others for this client than for the one before
         self.version = connection.version
         self.v5 = connection.version == 5
         self.ended = 0
@@ -316,12 +318,24 @@ class Session:
         if self.connection is not None:
             self.connection.hungry()
 
+    def denies(self, topic: str) -> bool:
+        """Whether rules keep this topic from the client that is connected."""
+        connection = self.connection
+        if connection is None or connection.rules is None:
+            return False
+        return not connection.rules.may_receive(connection.who, topic)
+
+    def rules_changed(self) -> None:
+        """Rules may say otherwise than they did."""
+        self._matches.clear()
+
     def _match(self, topic: str) -> Delivery[Session] | None:
         found = self._matches.get(topic)
         if found is None and topic not in self._matches:
             if len(self._matches) >= _MATCHES_KEPT:
                 self._matches.clear()
-            found = merge(self, [g for g in self.grants.values() if matches(g.filter, topic)])
+            grants = [g for g in self.grants.values() if matches(g.filter, topic)]
+            found = merge(self, grants, self.denies(topic))
             self._matches[topic] = found
         return found
 
@@ -427,7 +441,10 @@ class Session:
             return
         # What became the retained message later comes as a message of the subscription.
         if event is not None and event.seq <= (walk.last if event.early else walk.committed):
-            self._deliver(event, walk.delivery, retained=True)
+            if self.denies(event.topic):
+                self._host.dropped_denied += 1
+            else:
+                self._deliver(event, walk.delivery, retained=True)
 
     def _fall_behind(self, event: Event | None) -> None:
         """Read the log from just before this event; None: from what has committed."""
@@ -465,7 +482,7 @@ class Session:
         delivery = self._match(event.topic)
         if delivery is not None and event.seq <= delivery.since:
             grants = [g for g in self.grants.values() if g.since < event.seq and matches(g.filter, event.topic)]
-            delivery = merge(self, grants)
+            delivery = merge(self, grants, delivery.denied)
         if delivery is None or (event.early and event.seq <= self.early_upto):
             return
         if (event.qos == 0 or delivery.qos == 0) and event.seq <= self.away_upto and not self._host.queue_qos0:
@@ -477,6 +494,9 @@ class Session:
         if self.mount and not event.topic.startswith(self.mount):
             return
         host = self._host
+        if delivery.denied:
+            host.dropped_denied += 1
+            return
         if event.expires and event.expires <= host.now:  # [MQTT-3.3.2-5]
             host.dropped_expired += 1
             return
@@ -501,6 +521,10 @@ class Session:
     def _repeat(self, packet_id: int, event: Event) -> None:
         """Send a message again, under the identifier that it has [MQTT-3.3.1-1]."""
         if self.mount and not event.topic.startswith(self.mount):
+            self._give_up(packet_id)
+            return
+        if self.denies(event.topic):
+            self._host.dropped_denied += 1
             self._give_up(packet_id)
             return
         qos = 1 if packet_id in self.unacked else 2

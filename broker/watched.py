@@ -25,7 +25,8 @@ class Watched(Generic[T]):
     def __init__(self, path: Path, parse: Callable[[str, str], T]) -> None:
         self.path = path
         self._parse = parse
-        self._loaded = self._seen = self._stamp()
+        self._seen = self._stamp()
+        self._loaded: _Stamp = None
         self.current = self.read()
 
     def changed(self) -> bool:
@@ -45,6 +46,7 @@ class Watched(Generic[T]):
         Raises:
             FileError: it can't be read, or is wrong.
         """
+        self._loaded = self._stamp()  # before it is read: what changes meanwhile is a change
         try:
             text = self.path.read_bytes().decode()
         except OSError as error:

@@ -64,6 +64,18 @@ class Asked:
             pass
 
 
+def answering_yes(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, bytes]]:
+    """Let every password be right; what was asked is added to the list that is returned."""
+    seen: list[tuple[str, bytes]] = []
+
+    def verify(kept: str, password: bytes) -> bool:
+        seen.append((kept, password))
+        return True
+
+    monkeypatch.setattr("broker.auth.verify", verify)
+    return seen
+
+
 def reasons(verdicts: list[Verdict]) -> list[Reason]:
     return [verdict.reason for verdict in verdicts]
 
@@ -354,6 +366,10 @@ def test_a_file_that_has_changed_is_told_once_when_it_has_stopped_changing(file:
     file.path.write_text(kept("alice", "wonder"))
     assert [file.changed() for _ in range(3)] == [False, True, False]
     assert set(file.read().hashes) == {"alice"}
+    assert not file.changed()
+    file.path.write_text(kept("bob", "builder"))
+    file.read()  # for a reason of its own
+    assert [file.changed() for _ in range(3)] == [False] * 3
     assert set(file.current.hashes) == {"alice", "bob"}
 
 

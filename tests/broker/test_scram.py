@@ -44,11 +44,13 @@ class Client:
     def first(self) -> bytes:
         return (self.header + self.bare).encode()
 
-    def final(self, challenge: bytes, extension: str = "") -> bytes:
+    def final(self, challenge: bytes, extension: str = "", nonce: str = "", header: str = "") -> bytes:
+        """client-final, rightly signed; `nonce` and `header` where they are to be others than they should be."""
         fields = dict(field.split("=", 1) for field in challenge.decode().split(","))
         salted = pbkdf2_hmac("sha256", self.password.encode(), b64decode(fields["s"]), int(fields["i"]))
         key = hmac.digest(salted, b"Client Key", "sha256")
-        without = f"c={b64encode(self.header.encode()).decode()},r={fields['r']}{extension}"
+        channel = b64encode((header or self.header).encode()).decode()
+        without = f"c={channel},r={nonce or fields['r']}{extension}"
         signature = hmac.digest(sha256(key).digest(), f"{self.bare},{challenge.decode()},{without}".encode(), "sha256")
         proof = bytes(a ^ b for a, b in zip(key, signature, strict=True))
         return f"{without},p={b64encode(proof).decode()}".encode()
@@ -106,6 +108,14 @@ def test_an_unknown_extension_of_client_final_is_signed_and_ignored() -> None:
     server = exchange()
     client = Client("user", "pencil")
     assert server.finish(client.final(server.begin(client.first()), ",x=unknown")).startswith(b"v=")
+
+
+def test_the_right_proof_for_another_nonce_or_another_channel_is_refused() -> None:
+    client = Client("user", "pencil")
+    for nonce, header, problem in (("clientnonceold", "", "another nonce"), ("", "y,,", "another channel")):
+        server = exchange()
+        with pytest.raises(ScramError, match=problem):
+            server.finish(client.final(server.begin(client.first()), nonce=nonce, header=header))
 
 
 def test_a_name_with_a_comma_and_an_equals_sign_is_what_its_escapes_say() -> None:
