@@ -30,8 +30,9 @@ lint: .venv/tested ## ruff, mypy --strict, import directions, generated files
 	$(BIN)/lint-imports --no-cache
 	$(BIN)/python -m berm.reference --check config/berm.toml docs/settings.md
 
-config: .venv/installed ## write config/berm.toml and docs/settings.md anew from the settings model
+config: .venv/tested ## write config/berm.toml, docs/settings.md and docs/conformance.md anew from what they are made of
 	$(BIN)/python -m berm.reference config/berm.toml docs/settings.md
+	$(BIN)/python -m tests.conformance.page
 
 test: .venv/tested system lint ## lint, then every test
 	$(BIN)/python -m pytest

@@ -62,6 +62,9 @@ _INVALID: Final = frozenset(
 )
 """What is wrong with a CONNECT that is none: before MQTT 5 nobody answers it."""
 
+_CLIENTS_REASONS: Final = frozenset((0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, *range(0x93, 0x9A)))
+"""The reason codes of DISCONNECT that clients may use; the others are for servers (section 3.14.2.1)."""
+
 _READ_BUDGET: Final = 64 << 10
 """Bytes after which a connection waits for the end of the turn, so that what comes out keeps up with what goes in."""
 _NAME_SHOWN: Final = 64
@@ -163,9 +166,9 @@ class Connection:
         self.quota = limits.receive_maximum
         """How many of either the client may have."""
         self.held = False
+        """Nothing is read from the wire for now."""
         self.volatile = False
         """Held for readers that would lose events which are kept in memory only."""
-        """Nothing is read from the wire for now."""
         self.closed = False
         self.who = _NOBODY
         self.rules: Authorizer | None = None
@@ -513,6 +516,12 @@ class Connection:
             self._end(will=False)
             return
         session = self._connected()
+        if packet.reason not in _CLIENTS_REASONS:  # [MQTT-3.14.2-1]
+            raise ProtocolError(
+                Reason.PROTOCOL_ERROR, f"a DISCONNECT with reason code 0x{packet.reason:02X}, which is for servers"
+            )
+        if first(packet.properties, Property.SERVER_REFERENCE) is not None:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "a DISCONNECT with a server reference, which is for servers")
         interval = first(packet.properties, Property.SESSION_EXPIRY_INTERVAL)
         if isinstance(interval, int):
             if interval and not session.expiry:

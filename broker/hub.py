@@ -575,6 +575,9 @@ class Hub:
         if packet.will is not None and (refusal := self._forbids_topic(connection, packet.will.topic)) is not None:
             raise ProtocolError(refusal, f"may not publish to {packet.will.topic[:64]!r}, the topic of its will")
         session = self.sessions.get(packet.client_id)
+        if session is not None and 0 < session.ends <= self.now:  # [MQTT-4.1.0-2]
+            self._end_session(session)
+            session = None
         self._check_room(listener, None if session is None else session.connection, username)
         v5 = packet.version == 5
         if v5:
@@ -582,6 +585,9 @@ class Hub:
         else:
             asked = 0 if packet.clean_start else NEVER
         expiry = min(asked, limits.max_session_expiry)
+        if v5:
+            properties = _connack_properties(packet, limits, client_id, asked, expiry) + properties
+            _check_size(properties, connection.max_packet_size)
         session = self.sessions.get(client_id)
         if session is not None and session.connection is not None:
             self.complain(f"{session.connection.name}: taken over by a connection from {connection.wire.peer}")
@@ -608,8 +614,6 @@ class Hub:
         connection.will = packet.will
         if packet.will is not None:
             self._wills.keep(client_id, packet.will)
-        if v5:
-            properties = _connack_properties(packet, limits, client_id, asked, expiry) + properties
         connection.send(encode(Connack(present, Reason.SUCCESS, properties), packet.version))
         if session.persistent:
             self.changed(session)
@@ -738,11 +742,11 @@ class Hub:
         self.now = now
         if self._held:
             self._release()
+        self._expire(now)
         if now < self._next_second:
             return
         self._next_second = now + SECOND
         self._close_silent(now)
-        self._expire(now)
         self._save_changed(now)
         for session in self.behind:
             session.check_progress()
@@ -862,6 +866,14 @@ def _connack_properties(packet: Connect, limits: Limits, client_id: str, asked: 
     if keep_alive != packet.keep_alive:
         properties.append((Property.SERVER_KEEP_ALIVE, keep_alive))  # [MQTT-3.1.2-21]
     return tuple(properties)
+
+
+def _check_size(properties: Properties, largest: int) -> None:
+    size = len(encode(Connack(False, Reason.SUCCESS, properties), 5)) if largest else 0
+    if size > largest:  # [MQTT-3.1.2-24]
+        raise ProtocolError(
+            Reason.PACKET_TOO_LARGE, f"takes packets of {largest} bytes at most, and its CONNACK would have {size}"
+        )
 
 
 def _number(properties: Properties, property: Property, default: int) -> int:

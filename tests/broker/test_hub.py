@@ -14,7 +14,7 @@ from broker.mqtt.properties import Property
 from broker.mqtt.reason import Reason
 from broker.session import NEVER
 from storage.interface import FSYNC, MEMORY, OS, RETAINED, SESSIONS, SUBSCRIPTIONS
-from tests.broker.helpers import FOREVER, Node
+from tests.broker.helpers import FOREVER, SECOND, Node
 
 
 def always(durability: int) -> Callable[[str], int]:
@@ -267,6 +267,24 @@ def test_a_session_ends_when_its_expiry_interval_has_passed_also_across_a_restar
     node.commit()
     assert set(node.hub.sessions) == {"c"}
     assert node.engine.keys(SESSIONS) == ["c"]
+
+
+def test_a_session_that_has_expired_is_not_there_before_the_next_look_at_the_clock() -> None:
+    """[MQTT-4.1.0-2]"""
+    node = Node()
+    node.connect("a", expiry=10).lose()
+    node.now += 10 * SECOND
+    assert not node.resume("a").take(Connack)[0].session_present
+
+
+def test_a_session_expires_at_the_first_look_at_the_clock_after_its_interval() -> None:
+    """[MQTT-4.1.0-2]"""
+    node = Node()
+    node.connect("a", expiry=2).lose()
+    node.tick(1.5)
+    assert "a" in node.hub.sessions
+    node.tick(0.5)
+    assert "a" not in node.hub.sessions
 
 
 def test_a_session_does_not_expire_while_its_client_is_connected() -> None:
