@@ -17,7 +17,8 @@ from dataclasses import dataclass
 from time import process_time
 
 from broker.connection import Connection
-from broker.hub import Hub, Limits
+from broker.hub import Hub
+from broker.listener import Limits
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connect, Publish, Subscribe, Subscription
 from storage.interface import DURABILITY, Event, Row, Table
@@ -114,7 +115,7 @@ class _Node:
         )
 
     def connect(self, client_id: str, version: int) -> Connection:
-        connection = self.hub.accept(_Wire(), NOW)
+        connection = self.hub.clients.accept(_Wire(), NOW)
         connection.receive(encode(Connect(client_id, version, True, 0, None, None, None), version), NOW)
         self.settle()
         return connection

@@ -15,7 +15,8 @@ from pathlib import Path
 from queue import SimpleQueue
 from time import perf_counter
 
-from broker.hub import Hub, Limits
+from broker.hub import Hub
+from broker.listener import Limits
 from broker.mqtt.topic import compile_filters
 from processors import Definition, Event, Processors
 from processors import aggregates as agg

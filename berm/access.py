@@ -163,7 +163,7 @@ class Guards:
         gone |= {user for user, keys in old.keys.items() if new.keys.get(user) != keys}
         for listener, access in self._guarded:
             if gone and access.password_file == watched.path:
-                hub.expel(listener, gone)
+                hub.clients.expel(listener, gone)
 
     def _take_rules(self, hub: Hub, watched: Watched[tuple[Rule, ...]], new: tuple[Rule, ...]) -> None:
         from broker.acl import Policy
@@ -173,7 +173,7 @@ class Guards:
             if access.acl_file == watched.path and listener.access is not None:
                 policy = Policy(new, access.acl_default == "allow")
                 listener.access = replace(listener.access, authorizer=policy)
-                hub.rules_changed(listener)
+                hub.clients.rules_changed(listener)
 
     def close(self) -> None:
         """End the threads. What waits to be checked is checked by then."""

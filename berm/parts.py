@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING
 
 from berm.settings import BoundsSection, BridgeSection, ListenerSection, Settings, TLSSection, WebSocketSection
 from bridge import BridgeSettings, RouteSettings
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.listener import Limits, Listener
 from broker.mqtt.topic import matches
 from broker.net.listener import Endpoint, TCPAddress, UnixAddress
 from processors import Definition, LoadError

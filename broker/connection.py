@@ -19,6 +19,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from broker.acl import Who
+from broker.connack import number
 from broker.mount import MountedDecoder
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.errors import ProtocolError
@@ -44,6 +45,7 @@ from broker.mqtt.packets import (
 from broker.mqtt.properties import Properties, Property, encode_properties, first
 from broker.mqtt.reason import Reason
 from broker.mqtt.topic import parse_share
+from broker.rights import forbids_filter
 from broker.router import Grant
 
 if TYPE_CHECKING:
@@ -369,7 +371,7 @@ class Connection:
         if self.login is not None:
             self.login.withdraw()
         self.wire.close()
-        self._hub.disconnected(self, will)
+        self._hub.clients.disconnected(self, will)
 
     # -- what the client says
 
@@ -377,7 +379,7 @@ class Connection:
         if self.version:
             raise ProtocolError(Reason.PROTOCOL_ERROR, "a second CONNECT")  # [MQTT-3.1.0-2]
         self.version = packet.version
-        self.max_packet_size = _number(packet.properties, Property.MAXIMUM_PACKET_SIZE, 0)
+        self.max_packet_size = number(packet.properties, Property.MAXIMUM_PACKET_SIZE, 0)
         self.shaped = self.shaped or bool(self.max_packet_size)
         listener = self.listener
         if listener.meter is not None and not listener.meter.may_connect(self._hub.now):
@@ -398,7 +400,7 @@ class Connection:
         Raises:
             ProtocolError: it can't be connected nevertheless.
         """
-        self._hub.connect(self, packet, username, properties)
+        self._hub.clients.connect(self, packet, username, properties)
         self.login = None
         method = first(packet.properties, Property.AUTHENTICATION_METHOD)
         if isinstance(method, str):
@@ -435,7 +437,7 @@ class Connection:
         topic = packet.topic
         if first(packet.properties, Property.SUBSCRIPTION_IDENTIFIER) is not None:  # [MQTT-3.3.4-6]
             raise ProtocolError(Reason.PROTOCOL_ERROR, "a client's PUBLISH with a subscription identifier")
-        alias = _number(packet.properties, Property.TOPIC_ALIAS, 0)
+        alias = number(packet.properties, Property.TOPIC_ALIAS, 0)
         if alias:
             if alias > self.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
                 raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, f"topic alias {alias} is above the maximum")
@@ -478,12 +480,14 @@ class Connection:
 
     def _on_subscribe(self, packet: Subscribe) -> None:
         session, hub = self._connected(), self._hub
-        identifier = _number(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
+        identifier = number(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
         reasons: list[int] = []
         for asked in packet.subscriptions:
             replaced = session.grants.get(asked.filter)
-            if (refusal := hub.forbids_filter(self, asked.filter)) is not None:
-                reasons.append(refusal)
+            if (refusal := forbids_filter(self, asked.filter)) is not None:
+                hub.forbidden_subscriptions += 1
+                hub.complain(f"{self.name}: {refusal[1]}")
+                reasons.append(refusal[0])
             elif parse_share(asked.filter) is not None:
                 reasons.append(Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
             elif replaced is None and len(session.grants) >= self.limits.max_subscriptions:
@@ -491,7 +495,7 @@ class Connection:
             else:
                 since = hub.log.committed if replaced is None else replaced.since  # [MQTT-3.8.4-4]
                 grant = Grant(asked.filter, asked.qos, asked.no_local, asked.retain_as_published, identifier, since)
-                hub.subscribe(session, grant)  # [MQTT-3.8.4-3]
+                hub.sessions.subscribe(session, grant)  # [MQTT-3.8.4-3]
                 reasons.append(asked.qos)
                 # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
                 if asked.retain_handling == 0 or (asked.retain_handling == 1 and replaced is None):
@@ -502,7 +506,7 @@ class Connection:
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         session = self._connected()
         reasons = tuple(
-            Reason.SUCCESS if self._hub.unsubscribe(session, filter) else Reason.NO_SUBSCRIPTION_EXISTED
+            Reason.SUCCESS if self._hub.sessions.unsubscribe(session, filter) else Reason.NO_SUBSCRIPTION_EXISTED
             for filter in packet.filters
         )
         session.answer(encode(Unsuback(packet.packet_id, reasons), self.version))  # [MQTT-3.10.4-4]
@@ -550,11 +554,6 @@ def _not_connected() -> ProtocolError:
 
 def _sayable(reason: Reason, packet_type: int) -> Reason:
     return reason if reason in REASONS[packet_type] else Reason.UNSPECIFIED_ERROR
-
-
-def _number(properties: Properties, property: Property, default: int) -> int:
-    value = first(properties, property) if properties else None
-    return value if isinstance(value, int) else default
 
 
 _unexpected = Connection._on_unexpected

@@ -5,10 +5,29 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from broker.mqtt.properties import NEVER
+
 if TYPE_CHECKING:
     from broker.auth import Access
-    from broker.hub import Limits
     from broker.quotas import Meter
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """The bounds that clients meet. Sizes in bytes, times in seconds; 0 keep alive: no cap."""
+
+    max_connections: int = 10_000
+    max_packet_size: int = 1 << 20
+    receive_maximum: int = 1000
+    max_inflight: int = 1000
+    max_keep_alive: int = 0
+    topic_alias_maximum: int = 16
+    max_session_expiry: int = NEVER
+    max_subscriptions: int = 1000
+    connect_timeout: int = 10
+    write_buffer: int = 512 << 10
+    group_bytes: int = 4 << 20
+    queue_qos0: bool = False
 
 
 @dataclass(slots=True, eq=False)

@@ -31,7 +31,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, Protocol
 
 from broker.mount import seen_properties
-from broker.mqtt.properties import Property, encode_properties
+from broker.mqtt.properties import NEVER, Property, encode_properties
 from broker.mqtt.topic import compile_filters, matches
 from broker.mqtt.wire import encode_varint
 from broker.router import Delivery, Grant, merge
@@ -41,9 +41,6 @@ if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.frames import FrameCache
     from broker.retained import Retained
-
-NEVER: Final = 0xFFFFFFFF
-"""The session expiry interval of a session that never expires."""
 
 _UNACKED, _UNRECEIVED, _UNCOMPLETED = 1, 2, 3
 _inflight = Struct(">BHQ")

@@ -16,6 +16,9 @@ from broker.mqtt.reason import Reason
 from broker.mqtt.topic import validate_name
 from broker.mqtt.wire import Reader, encode_binary, encode_string, encode_varint
 
+NEVER: Final = 0xFFFFFFFF
+"""The session expiry interval of a session that never expires."""
+
 Value = int | str | bytes | tuple[str, str]
 Properties = tuple[tuple[int, Value], ...]
 

@@ -51,7 +51,7 @@ class SocketConnection(asyncio.Protocol):
             self.peer = address(name[0], name[1])
         else:
             self.peer = "a local socket"
-        self._connection = self._hub.accept(self, time_ns() // 1000, self._listener)
+        self._connection = self._hub.clients.accept(self, time_ns() // 1000, self._listener)
 
     def data_received(self, data: bytes) -> None:
         try:

@@ -65,7 +65,7 @@ class Server:
         if self._reloading is not None:
             await self._reloading
         self.hub.tick(time_ns() // 1000)
-        self.hub.close_connections()
+        self.hub.clients.close_all()
         ends = [socket.ended for socket in self._sockets]
         if ends:
             await asyncio.wait(ends, timeout=LINGER_AT_STOP)

@@ -11,8 +11,8 @@ from collections.abc import Callable, Sequence
 from typing import TypeVar
 
 from broker.connection import Connection
-from broker.hub import Hub, Limits
-from broker.listener import Listener
+from broker.hub import Hub
+from broker.listener import Limits, Listener
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.packets import (
     Connack,
@@ -150,7 +150,7 @@ class Client:
         self.wire = FakeWire(f"192.0.2.1:{40000 + node.accepted}")
         self.wire.version = version
         node.accepted += 1
-        self.connection: Connection = node.hub.accept(self.wire, node.now, node.listener)
+        self.connection: Connection = node.hub.clients.accept(self.wire, node.now, node.listener)
 
     def send(self, *packets: Packet) -> None:
         """Send these packets in one piece, and turn the loop."""
@@ -297,7 +297,7 @@ class Node:
 
     def restart(self) -> None:
         """Stop in good order, and start again."""
-        self.hub.close_connections()
+        self.hub.clients.close_all()
         self.commit()
         self._start()
 

@@ -8,8 +8,7 @@ import pytest
 
 from broker.acl import Policy, parse
 from broker.auth import Access, Check, Verdict
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.listener import Limits, Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connack,
@@ -71,7 +70,7 @@ def change_rules(node: Node, *lines: str, default: bool = False) -> None:
     assert node.listener is not None
     assert node.listener.access is not None
     node.listener.access = replace(node.listener.access, authorizer=policy(*lines, default=default))
-    node.hub.rules_changed(node.listener)
+    node.hub.clients.rules_changed(node.listener)
 
 
 # -- publish
@@ -171,7 +170,7 @@ def test_a_will_that_may_not_be_published_refuses_the_connection() -> None:
     client.send(Connect("c", 5, True, 0, Will("up/d", b"", 0, False), None, None))
     assert client.take_all() == [Connack(False, Reason.NOT_AUTHORIZED)]
     assert not client.open
-    assert node.hub.sessions == {}
+    assert node.hub.sessions.all == {}
     assert node.connect("c", will=Will("up/c", b"", 0, False)).open
 
 
@@ -384,7 +383,7 @@ def test_users_that_are_expelled_are_disconnected_unless_their_certificates_say_
         client.take(Connack)
     back = at_the_back(node)
     assert node.listener is not None
-    node.hub.expel(node.listener, {"alice", ""})
+    node.hub.clients.expel(node.listener, {"alice", ""})
     node.turn()
     assert by_password.take_all() == [Disconnect(Reason.NOT_AUTHORIZED)]
     assert [client.open for client in (by_password, by_certificate, other, back)] == [False, True, True, True]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connect,
@@ -97,9 +97,9 @@ def test_a_connection_that_has_ended_is_held_by_nobody() -> None:
     node.open().lose()
     hub = node.hub
     assert not hub._held
-    assert not hub._strangers
-    assert not hub.connections
-    assert hub.clients == 0
+    assert not hub.clients._strangers
+    assert not hub.clients.connections
+    assert hub.clients.count == 0
 
 
 def test_an_oversized_packet_ends_the_connection_by_its_header_alone() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Auth,
@@ -126,7 +126,7 @@ def test_an_authentication_method_is_refused_since_none_is_offered() -> None:
     client.send(Connect("c", 5, True, 0, None, None, None, ((Property.AUTHENTICATION_METHOD, "SCRAM-SHA-1"),)))
     assert client.take_all() == [Connack(False, Reason.BAD_AUTHENTICATION_METHOD)]
     assert not client.open
-    assert not node.hub.sessions
+    assert not node.hub.sessions.all
 
 
 def test_an_unknown_protocol_version_is_answered_with_the_return_code_for_it() -> None:
@@ -154,7 +154,7 @@ def test_a_client_that_takes_its_own_session_over_is_none_too_many() -> None:
     old, other = node.connect("a"), node.connect("b")
     new = node.connect("a")
     assert (old.open, other.open, new.open) == (False, True, True)
-    assert node.hub.clients == 2
+    assert node.hub.clients.count == 2
 
 
 def test_a_flood_of_connections_without_connect_is_bounded_and_the_oldest_give_way() -> None:
@@ -174,7 +174,7 @@ def test_an_empty_client_identifier_is_replaced_by_one_that_is_told() -> None:
     given = [
         dict(client.take(Connack)[0].properties)[Property.ASSIGNED_CLIENT_IDENTIFIER] for client in (first, second)
     ]
-    assert set(given) == set(node.hub.sessions)
+    assert set(given) == set(node.hub.sessions.all)
     assert len(set(given)) == 2
 
 
@@ -183,7 +183,7 @@ def test_an_empty_client_identifier_of_mqtt_3_1_1_is_taken_with_a_clean_session(
     first, second = node.connect("", 4), node.connect("", 4)
     assert first.open
     assert second.open
-    assert len(node.hub.sessions) == 2
+    assert len(node.hub.sessions.all) == 2
 
 
 def test_the_connack_says_what_the_server_allows() -> None:
@@ -200,7 +200,7 @@ def test_a_session_expiry_above_the_cap_is_cut_and_the_client_is_told() -> None:
     node = Node(Limits(max_session_expiry=60))
     (connack,) = node.connect(expiry=61).take(Connack)
     assert number(connack, Property.SESSION_EXPIRY_INTERVAL) == 60
-    assert node.hub.sessions["c"].expiry == 60
+    assert node.hub.sessions.all["c"].expiry == 60
 
 
 # -- keep alive
@@ -454,7 +454,7 @@ def test_a_will_to_a_topic_of_the_server_is_refused() -> None:
     client = node.open()
     client.send(Connect("c", 5, True, 0, Will("$SYS/x", b"", 0, False), None, None))
     assert client.take_all() == [Connack(False, Reason.NOT_AUTHORIZED)]
-    assert not node.hub.sessions
+    assert not node.hub.sessions.all
 
 
 def test_other_topics_that_begin_with_a_dollar_sign_are_ordinary_but_for_wildcards() -> None:
@@ -501,10 +501,10 @@ def test_disconnect_can_change_when_the_session_ends() -> None:
     client.disconnect(properties=((Property.SESSION_EXPIRY_INTERVAL, 20),))
     node.commit()
     node.crash()
-    assert node.hub.sessions["c"].expiry == 20
+    assert node.hub.sessions.all["c"].expiry == 20
     node.tick(21)
     node.commit()
-    assert "c" not in node.hub.sessions
+    assert "c" not in node.hub.sessions.all
 
 
 def test_disconnect_can_end_the_session_at_once() -> None:
@@ -512,9 +512,9 @@ def test_disconnect_can_end_the_session_at_once() -> None:
     client = node.keeper(client_id="c")
     client.disconnect(properties=((Property.SESSION_EXPIRY_INTERVAL, 0),))
     node.commit()
-    assert "c" not in node.hub.sessions
+    assert "c" not in node.hub.sessions.all
     node.crash()
-    assert "c" not in node.hub.sessions
+    assert "c" not in node.hub.sessions.all
 
 
 def test_disconnect_cannot_prolong_a_session_that_ends_with_its_connection() -> None:
@@ -567,7 +567,7 @@ def test_a_malformed_connect_ends_the_connection_with_one_line_in_the_log(
     assert all(isinstance(packet, Connack) and packet.reason for packet in client.take_all())
     (line,) = caplog.messages
     assert "connection from 192.0.2.1" in line
-    assert not node.hub.connections
+    assert not node.hub.clients.connections
 
 
 def test_a_connect_of_3_1_1_that_is_not_valid_is_not_answered_and_one_that_is_refused_is() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.packets import Puback, Publish
 from storage.interface import MEMORY
 from tests.broker.helpers import Client, Node

@@ -6,13 +6,12 @@ from collections.abc import Callable
 
 import pytest
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connack, Disconnect, Puback, Pubcomp, Publish, Pubrec, Pubrel, Suback, Subscribe
 from broker.mqtt.packets import Subscription as Asked
-from broker.mqtt.properties import Property
+from broker.mqtt.properties import NEVER, Property
 from broker.mqtt.reason import Reason
-from broker.session import NEVER
 from storage.interface import FSYNC, MEMORY, OS, RETAINED, SESSIONS, SUBSCRIPTIONS
 from tests.broker.helpers import FOREVER, SECOND, Node
 
@@ -176,8 +175,8 @@ def test_a_kept_session_goes_on_and_the_client_is_told(version: int) -> None:
     """[MQTT-3.2.2-3] [MQTT-3.1.2-5] [MQTT-3.1.2-6]"""
     node = Node()
     node.resume("k", version).subscribe("t")
-    old = node.hub.sessions["k"]
-    ends: tuple[Callable[[], None], ...] = (node.hub.close_connections, node.crash, node.restart)
+    old = node.hub.sessions.all["k"]
+    ends: tuple[Callable[[], None], ...] = (node.hub.clients.close_all, node.crash, node.restart)
     for end in ends:
         node.tick()
         node.commit()
@@ -207,7 +206,7 @@ def test_a_clean_start_ends_the_session_that_there_was(version: int) -> None:
     assert client.take_all() == []
     assert node.engine.rows(SESSIONS) == node.engine.rows(SUBSCRIPTIONS) == []
     client.lose()
-    assert "k" not in node.hub.sessions
+    assert "k" not in node.hub.sessions.all
 
 
 def test_a_session_that_ends_in_the_same_breath_leaves_no_subscription_behind() -> None:
@@ -233,7 +232,7 @@ def test_a_session_without_expiry_ends_with_its_connection() -> None:
     client = node.subscriber()
     client.lose()
     node.commit()
-    assert not node.hub.sessions
+    assert not node.hub.sessions.all
     assert not node.hub.router.match("t")
     assert node.engine.rows(SESSIONS) == []
 
@@ -248,7 +247,7 @@ def test_a_kept_session_whose_client_returns_for_one_connection_only_leaves_no_r
     node.connect("p").publish("t", qos=1)
     assert len(client.acknowledge()) == 1
     node.crash()
-    assert not node.hub.sessions
+    assert not node.hub.sessions.all
 
 
 def test_a_session_ends_when_its_expiry_interval_has_passed_also_across_a_restart() -> None:
@@ -257,15 +256,15 @@ def test_a_session_ends_when_its_expiry_interval_has_passed_also_across_a_restar
     for name, seconds in (("a", 100), ("b", 200), ("c", FOREVER)):
         node.connect(name, expiry=seconds).lose()
     node.tick(99)
-    assert set(node.hub.sessions) == {"a", "b", "c"}
+    assert set(node.hub.sessions.all) == {"a", "b", "c"}
     node.tick(2)
-    assert set(node.hub.sessions) == {"b", "c"}
+    assert set(node.hub.sessions.all) == {"b", "c"}
     node.commit()
     node.crash()
-    assert set(node.hub.sessions) == {"b", "c"}
+    assert set(node.hub.sessions.all) == {"b", "c"}
     node.tick(100)
     node.commit()
-    assert set(node.hub.sessions) == {"c"}
+    assert set(node.hub.sessions.all) == {"c"}
     assert node.engine.keys(SESSIONS) == ["c"]
 
 
@@ -282,9 +281,9 @@ def test_a_session_expires_at_the_first_look_at_the_clock_after_its_interval() -
     node = Node()
     node.connect("a", expiry=2).lose()
     node.tick(1.5)
-    assert "a" in node.hub.sessions
+    assert "a" in node.hub.sessions.all
     node.tick(0.5)
-    assert "a" not in node.hub.sessions
+    assert "a" not in node.hub.sessions.all
 
 
 def test_a_session_does_not_expire_while_its_client_is_connected() -> None:
@@ -293,12 +292,12 @@ def test_a_session_does_not_expire_while_its_client_is_connected() -> None:
     node.tick(5)
     client = node.connect("a", clean=False, expiry=10)
     node.tick(100)
-    assert node.hub.sessions["a"] is client.session
+    assert node.hub.sessions.all["a"] is client.session
     client.lose()
     node.tick(9)
-    assert "a" in node.hub.sessions
+    assert "a" in node.hub.sessions.all
     node.tick(2)
-    assert "a" not in node.hub.sessions
+    assert "a" not in node.hub.sessions.all
 
 
 def test_a_session_whose_client_was_connected_at_a_crash_counts_from_the_restart() -> None:
@@ -308,9 +307,9 @@ def test_a_session_whose_client_was_connected_at_a_crash_counts_from_the_restart
     node.commit()
     node.now += 1000_000_000
     node.crash()
-    assert "a" in node.hub.sessions
+    assert "a" in node.hub.sessions.all
     node.tick(51)
-    assert "a" not in node.hub.sessions
+    assert "a" not in node.hub.sessions.all
 
 
 def test_clients_that_come_and_go_leave_nothing_behind() -> None:
@@ -318,10 +317,10 @@ def test_clients_that_come_and_go_leave_nothing_behind() -> None:
     for _ in range(3000):
         node.connect("a", expiry=1000, clean=False).lose()
         node.commit()
-    assert len(node.hub._leaving) < 1100
-    assert len(node.hub.sessions) == 1
+    assert len(node.hub.sessions._leaving) < 1100
+    assert len(node.hub.sessions.all) == 1
     node.tick(1001)
-    assert not node.hub.sessions
+    assert not node.hub.sessions.all
 
 
 def test_a_session_of_3_1_1_lasts_as_long_as_the_cap_says() -> None:
@@ -411,12 +410,12 @@ def test_a_node_that_stops_tells_every_client() -> None:
     v5, v4, stranger = node.connect("a"), node.connect("b", 4), node.open()
     for client in (v5, v4):
         client.take(Connack)
-    node.hub.close_connections()
+    node.hub.clients.close_all()
     assert v5.take_all() == [Disconnect(Reason.SERVER_SHUTTING_DOWN)]
     assert v4.take_all() == []
     assert not any(client.open for client in (v5, v4, stranger))
-    assert not node.hub.connections
-    assert node.hub.clients == 0
+    assert not node.hub.clients.connections
+    assert node.hub.clients.count == 0
 
 
 # -- retained
@@ -531,7 +530,7 @@ def test_a_subscription_that_is_taken_away_gets_no_more_retained_messages() -> N
     client = node.connect("s")
     client.jam()
     client.send(Subscribe(1, (Asked("r/#", 1),)))
-    node.hub.unsubscribe(client.session, "r/#")
+    node.hub.sessions.unsubscribe(client.session, "r/#")
     client.unjam()
     node.commit()
     assert client.take(Publish) == []

@@ -12,8 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from broker.auth import Access, Attempt, Challenge, Check, Gate, Proof, Scram, Verdict
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.clients import Clients
+from broker.listener import Limits, Listener
 from broker.login import HELD
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
@@ -151,7 +151,7 @@ def test_a_client_that_is_refused_is_told_why_and_the_log_says_who_and_where(
         client.node.turn()
     assert client.take_all() == [Connack(False, code)]
     assert not client.open
-    assert client.node.hub.sessions == {}
+    assert client.node.hub.sessions.all == {}
     assert client.node.hub.refused_logins == 1
     assert "client 'c' may not connect to listener front: because" in caplog.text
 
@@ -192,7 +192,7 @@ def test_a_client_that_sends_on_and_on_without_its_connack_is_closed() -> None:
     assert later.checks[0].withdrawn
     later.checks[0].answer(OK)
     client.node.turn()
-    assert client.node.hub.clients == 0
+    assert client.node.hub.clients.count == 0
 
 
 def test_an_ill_formed_packet_behind_the_connect_ends_the_connection_after_the_answer() -> None:
@@ -223,7 +223,7 @@ def test_a_client_that_is_lost_meanwhile_is_not_connected_by_the_answer() -> Non
     assert later.checks[0].withdrawn
     later.checks[0].answer(OK)
     client.node.turn()
-    assert client.node.hub.sessions == {}
+    assert client.node.hub.sessions.all == {}
 
 
 def test_an_answer_that_does_not_come_in_time_ends_the_connection(caplog: pytest.LogCaptureFixture) -> None:
@@ -260,7 +260,7 @@ def test_an_error_of_ours_after_a_late_answer_ends_that_connection_only(
     def fails(*_: object) -> None:
         raise RuntimeError("a bug")
 
-    monkeypatch.setattr(client.node.hub, "connect", fails)
+    monkeypatch.setattr(Clients, "connect", fails)
     later.checks[0].answer(OK)
     assert client.node.hub.crashed == 1
     assert not client.open
@@ -544,4 +544,4 @@ def test_in_whatever_order_things_come_nobody_is_connected_who_was_not_let_in(
         assert len(connected) - len(by_method) <= len(let_in)
         assert all(connection.who.username == "alice" for connection in connected)
         assert all(connection.login is None for connection in connected)
-        assert node.hub.clients == len(connected)
+        assert node.hub.clients.count == len(connected)

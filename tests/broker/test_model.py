@@ -25,7 +25,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connack,
@@ -358,13 +358,13 @@ class Model(RuleBasedStateMachine):
     @invariant()
     def what_is_held_is_bounded(self) -> None:
         assert self.node.hub.crashed == 0
-        for session in self.node.hub.sessions.values():
+        for session in self.node.hub.sessions.all.values():
             stages = (session.unacked, session.unreceived, session.uncompleted)
             assert len(set().union(*stages)) == sum(map(len, stages)) <= LIMITS.max_inflight
             assert len(session._read_back) <= 32
-        for connection in self.node.hub.connections:
+        for connection in self.node.hub.clients.connections:
             assert connection.pending <= 4 * LIMITS.write_buffer
-        assert len(self.node.hub.connections) <= 2 * len(self.devices)
+        assert len(self.node.hub.clients.connections) <= 2 * len(self.devices)
 
     @invariant()
     def qos_2_is_kept_once(self) -> None:

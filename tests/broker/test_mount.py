@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.listener import Limits, Listener
 from broker.mount import MountedDecoder
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.packets import (
     Connack,
     Pingreq,
@@ -203,7 +203,7 @@ def test_rows_of_sessions_that_a_refused_group_held_are_written_as_they_are_late
     node.commit()
     assert node.engine.keys(SESSIONS) == ["k"]
     node.crash()
-    assert not node.hub.sessions["k"].grants
+    assert not node.hub.sessions.all["k"].grants
 
 
 def test_a_message_whose_publisher_has_gone_is_kept_since_it_may_think_so() -> None:
@@ -232,7 +232,7 @@ def test_what_waits_is_bounded_and_who_would_add_to_it_is_closed_unacknowledged(
         assert client.take_all() == []
         if not client.open:
             closed += 1
-            assert not node.hub.sessions[f"p{n}"].received
+            assert not node.hub.sessions.all[f"p{n}"].received
     assert closed > 85
     assert node.log.open.weight < 20_000
     assert len(node.hub._held) < 15

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
 from broker.mqtt.properties import Properties, Property
 from broker.mqtt.reason import Reason
@@ -370,7 +370,7 @@ def test_nothing_comes_for_a_subscription_that_was_taken_away() -> None:
     client.subscribe("u", 1)
     publish_all(node.connect("p"), numbers(15))
     publish_all(node.connect("p"), [b"u"], topic="u")
-    node.hub.unsubscribe(client.session, "t")
+    node.hub.sessions.unsubscribe(client.session, "t")
     assert [message.payload for message in client.acknowledge()] == [*numbers(10), b"u"]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.packets import Connect, Publish, Will
 from broker.mqtt.properties import Properties, Property
 from broker.mqtt.reason import Reason

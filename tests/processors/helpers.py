@@ -8,7 +8,8 @@ from datetime import datetime
 
 import orjson
 
-from broker.hub import Hub, Limits
+from broker.hub import Hub
+from broker.listener import Limits
 from broker.mqtt.topic import compile_filters
 from processors import Definition, Event, Processors
 from processors import aggregates as agg

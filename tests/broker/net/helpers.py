@@ -14,8 +14,8 @@ from typing import TypeVar
 import pytest
 import uvloop
 
-from broker.hub import Hub, Limits
-from broker.listener import Listener
+from broker.hub import Hub
+from broker.listener import Limits, Listener
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.packets import Connack, Connect, Packet, Will
 from broker.net.listener import Endpoint, TCPAddress
@@ -102,12 +102,12 @@ class Running:
         self._writer, self._reader = (ThreadWorker(name, loop.call_soon_threadsafe) for name in ("writer", "reader"))
         self.log = Log(MemoryEngine(), self._writer, self._reader)
         self.hub = Hub(self.log, limits, loop.call_soon)
-        self.server = Server(self.hub, [make(self.hub.listener) for make in makers])
+        self.server = Server(self.hub, [make(self.hub.clients.listener) for make in makers])
         self._clients: list[Client] = []
 
     def listening(self, port: int) -> Server:
         """Another server in front of the same hub, yet to be started."""
-        return Server(self.hub, [Endpoint(self.hub.listener, TCPAddress("127.0.0.1", port))])
+        return Server(self.hub, [Endpoint(self.hub.clients.listener, TCPAddress("127.0.0.1", port))])
 
     async def open(self) -> Client:
         """A connection on which nothing was said yet; its receive buffer is as small as the system makes it."""

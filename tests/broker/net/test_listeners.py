@@ -9,8 +9,7 @@ from time import time_ns
 
 import pytest
 
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.listener import Limits, Listener
 from broker.mqtt.packets import Connack, Connect, Disconnect, Packet, Publish
 from broker.mqtt.properties import Property, first
 from broker.mqtt.reason import Reason
@@ -78,7 +77,7 @@ async def test_a_listener_that_is_full_refuses_and_others_go_on(caplog: pytest.L
         assert "1 clients are connected to listener narrow (max_connections)" in caplog.records[0].message
         assert (await answer(other, "c")).reason == Reason.SUCCESS
         await first_.send(Disconnect())
-        await until(lambda: node.hub.clients == 1)
+        await until(lambda: node.hub.clients.count == 1)
         assert (await answer(third, "d")).reason == Reason.SUCCESS
 
 
@@ -93,7 +92,7 @@ async def test_a_full_listener_takes_a_client_over_from_itself_and_from_no_other
         assert (await answer(again, "a")).reason == Reason.SUCCESS
         assert (await answer(elsewhere, "b")).reason == Reason.SUCCESS
         assert (await answer(late, "b")).reason == Reason.SERVER_BUSY
-        assert sorted(node.hub.sessions) == ["a", "b"]
+        assert sorted(node.hub.sessions.all) == ["a", "b"]
 
 
 @on_both_loops
@@ -110,7 +109,7 @@ async def test_each_listener_waits_its_own_time_for_connect() -> None:
     limits = Limits(connect_timeout=60)
     hasty = own("quick", Limits(connect_timeout=5))
     async with running(limits, plain, hasty) as node, peers(node, 0, 1) as (patient, quick):
-        await until(lambda: len(node.hub.connections) == 2)
+        await until(lambda: len(node.hub.clients.connections) == 2)
         node.hub.tick(time_ns() // 1000 + 10 * SECOND)
         await quick.ended()
         assert (await answer(patient, "p")).reason == Reason.SUCCESS

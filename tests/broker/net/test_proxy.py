@@ -12,8 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.listener import Limits, Listener
 from broker.mqtt.packets import Pingreq, Pingresp
 from broker.net.listener import Endpoint, TCPAddress
 from broker.net.proxy import LONGEST, SIGNATURE, Origin, ProxyError, ProxyLayer, ProxyOptions, contains, parse
@@ -213,7 +212,7 @@ async def test_a_connection_has_the_address_of_who_is_behind_the_proxy(
     async with running(None, behind(ProxyOptions())) as node, await Peer.open(node.server.port) as peer:
         await peer.send_raw(header)
         await peer.connect()
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         assert connection.wire.host == "192.0.2.7"
         assert connection.wire.peer.startswith("192.0.2.7:56324 through 127.0.0.1:")
         await peer.send(Pingreq())
@@ -228,7 +227,7 @@ async def test_a_proxy_that_speaks_for_itself_has_its_own_address() -> None:
     async with running(None, behind(ProxyOptions())) as node, await Peer.open(node.server.port) as peer:
         await peer.send_raw(v2(0x00, b"", 0x20))
         await peer.connect()
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         assert connection.wire.host == "127.0.0.1"
         assert connection.wire.peer.startswith("127.0.0.1:")
 
@@ -239,7 +238,7 @@ async def test_the_certificate_that_the_proxy_has_seen_says_who_the_client_is() 
     async with running(None, behind(options)) as node, await Peer.open(node.server.port) as peer:
         await peer.send_raw(v2(0x11, IPV4 + tls(0x03, 0, b"sensor-7")))
         await peer.connect()
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         assert connection.wire.identity == "sensor-7"
 
 
@@ -262,7 +261,7 @@ async def test_a_header_from_anywhere_else_is_not_taken(caplog: pytest.LogCaptur
             await peer.ended()
         (record,) = caplog.records
         assert record.message.endswith(": no PROXY protocol header is taken from there; connection closed")
-        assert not node.hub.connections
+        assert not node.hub.clients.connections
         async with await Peer.open(node.server.acceptors[1].port) as peer:
             await peer.send_raw(V1)
             await peer.connect()
@@ -275,7 +274,7 @@ async def test_half_a_header_ends_with_the_time_for_connect() -> None:
         await Peer.open(node.server.port) as peer,
     ):
         await peer.send_raw(V1[:-1])
-        await until(lambda: len(node.hub.connections) == 1)
+        await until(lambda: len(node.hub.clients.connections) == 1)
         node.hub.tick(time_ns() // 1000 + 12 * SECOND)
         await peer.ended()
 
@@ -293,7 +292,7 @@ async def test_the_header_comes_before_tls_and_websocket(tmp_path: Path) -> None
         await peer.send_raw(v2(0x11, IPV4))
         await peer.writer.start_tls(authority.trusting(), server_hostname="localhost")
         await peer.connect()
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         assert connection.wire.host == "192.0.2.7"
         await peer.send(Pingreq())
         assert await peer.receive(Pingresp) == Pingresp()

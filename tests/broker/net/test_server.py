@@ -11,7 +11,7 @@ from time import time_ns
 import pytest
 
 from broker.connection import Connection
-from broker.hub import Limits
+from broker.listener import Limits
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Connack,
@@ -85,7 +85,7 @@ async def test_a_connection_that_ends_without_a_word_leaves_its_will(
         else:
             client.reset()
         assert (await watcher.receive(Publish)).payload == b"gone"
-        await until(lambda: len(node.hub.connections) == 1)
+        await until(lambda: len(node.hub.clients.connections) == 1)
         assert not caplog.records
 
 
@@ -94,11 +94,11 @@ async def test_a_connection_that_says_nothing_or_half_a_connect_is_closed() -> N
     async with running(Limits(connect_timeout=10)) as node:
         silent, trickling = await node.open(), await node.open()
         await trickling.send_bytes(encode(Connect("c", 5, True, 0, None, None, None), 5)[:-1])
-        await until(lambda: len(node.hub.connections) == 2)
+        await until(lambda: len(node.hub.clients.connections) == 2)
         node.hub.tick(time_ns() // 1000 + 12 * SECOND)
         await silent.ended()
         await trickling.ended()
-        await until(lambda: not node.hub.connections)
+        await until(lambda: not node.hub.clients.connections)
 
 
 @pytest.mark.parametrize("packet", [Pingreq(), Publish("t", b"", 1, packet_id=1)], ids=["PINGREQ", "PUBLISH"])
@@ -109,7 +109,7 @@ async def test_a_client_that_sends_for_ever_and_never_reads_is_bounded_and_serve
     limits = Limits(write_buffer=16 << 10, receive_maximum=65535)
     async with running(limits) as node:
         client = await node.client()
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         transport = connection.wire._transport  # type: ignore[attr-defined] # to measure what it holds
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         loop = asyncio.get_running_loop()
@@ -134,7 +134,7 @@ async def test_a_subscriber_that_never_reads_costs_its_buffer_and_gets_everythin
     async with running(SMALL) as node:
         subscriber, publisher = await node.client("s"), await node.client("p")
         await subscribe(subscriber, "t", 0)
-        connection = next(c for c in node.hub.connections if c.session and c.session.client_id == "s")
+        connection = next(c for c in node.hub.clients.connections if c.session and c.session.client_id == "s")
         count = 0
         while not connection.blocked or count % 500:
             await publisher.send(Publish("t", b"%8d" % count + bytes(5000), 1, packet_id=1))
@@ -204,13 +204,13 @@ async def test_a_closed_connection_that_does_not_read_is_cut_off_after_a_while(
     async with running(SMALL) as node:
         subscriber, publisher = await node.client("s"), await node.client("p")
         await subscribe(subscriber, "t", 0)
-        connection = next(c for c in node.hub.connections if c.session and c.session.client_id == "s")
+        connection = next(c for c in node.hub.clients.connections if c.session and c.session.client_id == "s")
         while not connection.blocked:
             await publisher.send(Publish("t", bytes(5000), 1, packet_id=1))
             await publisher.receive(Puback)
         transport = connection.wire._transport  # type: ignore[attr-defined] # to see its end
         connection.close(Reason.ADMINISTRATIVE_ACTION)
-        assert connection not in node.hub.connections
+        assert connection not in node.hub.clients.connections
         await until(lambda: transport.get_write_buffer_size() == 0)
         subscriber.raw.close()
 
@@ -219,7 +219,7 @@ async def test_a_closed_connection_that_does_not_read_is_cut_off_after_a_while(
 async def test_a_server_that_stops_says_so_and_gives_its_port_back() -> None:
     async with running() as node:
         client, stranger = await node.client(), await node.open()
-        await until(lambda: len(node.hub.connections) == 2)
+        await until(lambda: len(node.hub.clients.connections) == 2)
         await node.server.stop()
         assert await client.receive(Disconnect) == Disconnect(Reason.SERVER_SHUTTING_DOWN)
         await client.ended()

@@ -14,8 +14,7 @@ import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives.asymmetric import ec
 
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.listener import Limits, Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connect, Disconnect, Pingreq, Pingresp, Puback, Publish
 from broker.mqtt.reason import Reason
@@ -52,7 +51,7 @@ def sent_serial(peer: Peer) -> int:
 
 
 def identities(node: Running) -> list[str]:
-    return [connection.wire.identity for connection in node.hub.connections]
+    return [connection.wire.identity for connection in node.hub.clients.connections]
 
 
 async def refused(node: Running, context: ssl.SSLContext) -> None:
@@ -61,8 +60,8 @@ async def refused(node: Running, context: ssl.SSLContext) -> None:
         async with await Peer.open(node.server.port, context) as peer:
             await peer.send(Connect("c", 5, True, 0, None, None, None))
             assert not await peer.read()
-    await until(lambda: not node.hub.connections)
-    assert not node.hub.sessions
+    await until(lambda: not node.hub.clients.connections)
+    assert not node.hub.sessions.all
 
 
 @pytest.mark.parametrize("version", ["TLSv1.2", "TLSv1.3"])
@@ -298,7 +297,7 @@ async def test_a_handshake_that_is_never_finished_ends_with_the_time_for_connect
         await Peer.open(node.server.port) as peer,
     ):
         await peer.send_raw(b"\x16\x03\x01")
-        await until(lambda: len(node.hub.connections) == 1)
+        await until(lambda: len(node.hub.clients.connections) == 1)
         node.hub.tick(time_ns() // 1000 + 12 * SECOND)
         await peer.ended()
 
@@ -310,7 +309,7 @@ async def test_what_was_said_before_the_end_arrives_before_it_and_the_end_is_sai
         await Peer.open(node.server.port, authority.trusting()) as peer,
     ):
         await peer.connect()
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         connection.close(Reason.ADMINISTRATIVE_ACTION)
         assert await peer.receive(Disconnect) == Disconnect(Reason.ADMINISTRATIVE_ACTION)
         await peer.ended()  # a stream that is cut off instead would be an SSLError
@@ -327,7 +326,7 @@ async def test_a_subscriber_that_never_reads_costs_its_buffer_and_gets_everythin
         await subscriber.subscribe("t", 0)
         await publisher.connect("p")
         subscriber.writer.transport.pause_reading()  # type: ignore[attr-defined] # StreamReader does the same
-        connection = next(c for c in node.hub.connections if c.session and c.session.client_id == "s")
+        connection = next(c for c in node.hub.clients.connections if c.session and c.session.client_id == "s")
         count = 0
         while not connection.blocked or count % 500:
             await publisher.send(Publish("t", b"%8d" % count + bytes(5000), 1, packet_id=1))

@@ -54,7 +54,7 @@ async def test_a_message_goes_through_a_file_and_is_acknowledged(path: Path) -> 
         await peer.subscribe("t")
         await peer.send(Publish("t", b"x", 1, packet_id=9))
         assert {type(await peer.receive(object)) for _ in range(2)} == {Puback, Publish}
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         assert (connection.wire.peer, connection.wire.host) == ("a local socket", "")
     assert not names(path.parent)
 

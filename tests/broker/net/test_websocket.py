@@ -19,8 +19,7 @@ from websockets.frames import Close, Frame, Opcode
 from websockets.typing import Subprotocol
 from websockets.uri import parse_uri
 
-from broker.hub import Limits
-from broker.listener import Listener
+from broker.listener import Limits, Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connack, Connect, Disconnect, Pingreq, Pingresp, Puback, Publish, Will
 from broker.mqtt.reason import Reason
@@ -85,7 +84,7 @@ async def test_a_client_that_asks_for_something_else_gets_a_status_and_a_line(
         await peer.ended()
         (record,) = caplog.records
         assert record.message.endswith(f": {line}; connection closed")
-        assert not node.hub.connections
+        assert not node.hub.clients.connections
 
 
 @on_both_loops
@@ -234,7 +233,7 @@ async def test_a_closing_frame_is_answered_and_leaves_the_will() -> None:
     async with connected(will=Will("will", b"gone", 1, False)) as (node, peer):
         await peer.send_frames(Frame(Opcode.CLOSE, Close(1001, "going").serialize()))
         assert await peer.closed_with() == 1001
-        await until(lambda: not node.hub.connections)
+        await until(lambda: not node.hub.clients.connections)
         assert node.log.last == 1
 
 
@@ -245,7 +244,7 @@ async def test_a_client_that_says_goodbye_in_both_protocols_leaves_no_will(caplo
             Frame(Opcode.BINARY, encode(Disconnect(), 5)), Frame(Opcode.CLOSE, Close(1000, "").serialize())
         )
         assert await peer.closed_with() == 1000
-        await until(lambda: not node.hub.connections)
+        await until(lambda: not node.hub.clients.connections)
         assert node.log.last == 0
         assert not caplog.records
 
@@ -276,7 +275,7 @@ async def test_a_handshake_that_is_never_finished_ends_with_the_time_for_connect
         await Peer.open(node.server.port) as peer,
     ):
         await peer.send_raw(said)
-        await until(lambda: len(node.hub.connections) == 1)
+        await until(lambda: len(node.hub.clients.connections) == 1)
         node.hub.tick(time_ns() // 1000 + 12 * SECOND)
         await peer.ended()
 
@@ -306,7 +305,7 @@ async def test_a_subscriber_that_never_reads_costs_its_buffer_and_gets_everythin
         await subscriber.connect("s")
         await subscriber.subscribe("t", 0)
         await publisher.connect("p")
-        connection = next(c for c in node.hub.connections if c.session and c.session.client_id == "s")
+        connection = next(c for c in node.hub.clients.connections if c.session and c.session.client_id == "s")
         count = 0
         while not connection.blocked or count % 500:
             await publisher.send(Publish("t", b"%8d" % count + bytes(5000), 1, packet_id=1))
@@ -327,7 +326,7 @@ async def test_a_client_that_sends_pings_for_ever_and_never_reads_is_bounded(acc
         await peer.shake_hands()
         if accepted:
             await peer.connect()
-        (connection,) = node.hub.connections
+        (connection,) = node.hub.clients.connections
         transport = connection.wire._transport  # type: ignore[attr-defined] # to measure what it holds
         transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
         data = Frame(Opcode.PING, bytes(125)).serialize(mask=True) * 1000
@@ -344,7 +343,7 @@ async def test_a_client_that_sends_pings_for_ever_and_never_reads_is_bounded(acc
 
 def _stopped(sending: asyncio.Future[None], node: Running) -> bool:
     """Whether everything was sent, or can't be for as long as the client reads nothing."""
-    return sending.done() or any(connection.held and connection.blocked for connection in node.hub.connections)
+    return sending.done() or any(connection.held and connection.blocked for connection in node.hub.clients.connections)
 
 
 @on_both_loops

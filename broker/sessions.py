@@ -1,0 +1,161 @@
+"""Every session, whether its client is connected or not, and the rows of those that are to last.
+
+A session's row is written with the group that its change belongs to, or, where nothing hangs on it, within about a
+second. The rows of connected sessions are brought up to date in turn, a few each second, so that little is read again
+after a crash.
+"""
+
+from __future__ import annotations
+
+from heapq import heappop, heappush
+from typing import TYPE_CHECKING, Final
+
+from broker.mqtt.properties import NEVER
+from broker.router import Grant
+from broker.session import Session
+from broker.wills import SECOND, Wills
+from storage.interface import SESSIONS, SUBSCRIPTIONS, Group
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from broker.hub import Hub
+
+_REFRESH: Final = 60
+"""Seconds after which the rows of all connected sessions are brought up to date."""
+_REFRESHED: Final = 500
+"""Rows of connected sessions that one second brings up to date at most."""
+
+
+class Sessions:
+    """The sessions of a node. Times are µs since the epoch."""
+
+    __slots__ = ("_dirty", "_hub", "_leaving", "_next_refresh", "_refreshing", "_wills", "all")
+
+    def __init__(self, hub: Hub, wills: Wills) -> None:
+        self.all: dict[str, Session] = {}
+        """By client identifier."""
+        self._hub = hub
+        self._wills = wills
+        self._dirty: set[Session] = set()
+        self._refreshing: list[Session] = []
+        """Connected sessions whose rows are yet to be brought up to date in this round."""
+        self._next_refresh = 0
+        self._leaving: list[tuple[int, str]] = []
+        """A heap of when sessions end (time, client identifier), unless their clients return before."""
+
+    # -- from the first CONNECT to the end
+
+    def get(self, client_id: str, now: int) -> Session | None:
+        """The session of a client that has one."""
+        session = self.all.get(client_id)
+        if session is not None and 0 < session.ends <= now:  # [MQTT-4.1.0-2]
+            self.end(session)
+            return None
+        return session
+
+    def begin(self, client_id: str, version: int, expiry: int) -> Session:
+        """Make a session for a client that has none; `expiry` in s."""
+        session = self.all[client_id] = Session(self._hub, client_id, version, expiry, self._hub.log.committed)
+        return session
+
+    def leave(self, session: Session) -> None:
+        """Its connection is gone: keep it for as long as it is to last."""
+        if not session.persistent:
+            self.end(session)
+            return
+        session.save(self._hub.log.open)
+        self._expect_end(session)
+
+    def end(self, session: Session) -> None:
+        """Forget it, and everything that is kept of it."""
+        self.all.pop(session.client_id, None)
+        session.forget(self._hub.log.open)
+        self._wills.session_ended(session.client_id, self._hub.now)
+        self._hub.wake()
+
+    def expire(self, now: int) -> None:
+        """End those whose time is over."""
+        leaving = self._leaving
+        while leaving and leaving[0][0] <= now:
+            ends, client_id = heappop(leaving)
+            session = self.all.get(client_id)
+            if session is not None and session.ends == ends:
+                self.end(session)
+
+    def _expect_end(self, session: Session) -> None:
+        if session.expiry == NEVER:
+            return
+        heappush(self._leaving, (session.ends, session.client_id))
+        if len(self._leaving) > 2 * len(self.all) + 1000:  # clients that come and go leave entries behind
+            self._leaving = sorted((s.ends, s.client_id) for s in self.all.values() if s.ends)
+
+    # -- subscriptions
+
+    def subscribe(self, session: Session, grant: Grant) -> None:
+        """Give a session a subscription, on disk where the session is to last."""
+        session.subscribe(grant)
+        self._hub.router.add(session, grant)
+        if session.persistent:
+            options = grant.qos | grant.no_local << 2 | grant.retain_as_published << 3
+            session.stored = True
+            self._hub.log.open.put(
+                SUBSCRIPTIONS, (session.client_id, grant.filter), (options, grant.identifier, grant.since)
+            )
+            self._hub.checkpoint(session)
+
+    def unsubscribe(self, session: Session, filter: str) -> bool:
+        """Take a subscription away; whether there was one."""
+        if not session.unsubscribe(filter):
+            return False
+        self._hub.router.remove(session, filter)
+        if session.persistent:
+            self._hub.log.open.delete(SUBSCRIPTIONS, (session.client_id, filter))
+            self._hub.checkpoint(session)
+        return True
+
+    # -- rows
+
+    def changed(self, session: Session) -> None:
+        """Write its row within about a second."""
+        session.dirty = True
+        self._dirty.add(session)
+
+    def save(self, sessions: Iterable[Session], group: Group) -> None:
+        """Put the rows of those into the group that are there and to last."""
+        for session in sessions:
+            if session.persistent and self.all.get(session.client_id) is session:
+                session.save(group)
+            session.dirty = False
+
+    def save_changed(self, now: int) -> None:
+        """Put the rows of those that have changed into the open group, and in turn those of all connected ones."""
+        if now >= self._next_refresh:
+            self._next_refresh = now + _REFRESH * SECOND
+            self._refreshing = [s for s in self.all.values() if s.persistent and s.connection is not None]
+        dirty, self._dirty = self._dirty, set()
+        dirty = {session for session in dirty if session.dirty}
+        dirty.update(self._refreshing[-_REFRESHED:])
+        del self._refreshing[-_REFRESHED:]
+        self.save(dirty, self._hub.log.open)
+
+    def restore(self, now: int) -> None:
+        """Take up those of an earlier run. Blocks."""
+        log = self._hub.log
+        for row in log.rows(SESSIONS):
+            session = Session.restore(self._hub, row)
+            session.ended = session.ended or now
+            self.all[session.client_id] = session
+            self._expect_end(session)
+        grants: dict[str, list[Grant]] = {}
+        for client_id, filter, options, identifier, since in log.rows(SUBSCRIPTIONS):
+            assert isinstance(client_id, str)
+            assert isinstance(filter, str)
+            assert isinstance(options, int)
+            assert isinstance(identifier, int)
+            assert isinstance(since, int)
+            grant = Grant(filter, options & 3, bool(options & 4), bool(options & 8), identifier, since)
+            grants.setdefault(client_id, []).append(grant)
+        for client_id, found in grants.items():
+            if client_id in self.all:
+                self.all[client_id].restore_grants(found)
