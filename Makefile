@@ -43,7 +43,7 @@ demo: .venv/tested system ## an edge node, a cloud, an outage, a SIGKILL, and a 
 crash: .venv/tested system ## SIGKILL under load, many times; ROUNDS=100 by default
 	$(BIN)/python -m tests.crash.kill --rounds $(or $(ROUNDS),100)
 
-fuzz: .venv/tested ## malformed bytes for MINUTES=5 by default
+fuzz: .venv/tested ## mistreat the decoder, the broker, and a live node, in turn; MINUTES=5 by default
 	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),5)
 
 bench: .venv/tested system ## Berm beside mosquitto and amqtt, in one run

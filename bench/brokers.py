@@ -20,10 +20,14 @@ from pathlib import Path
 from typing import Final
 
 HOST: Final = "127.0.0.1"
+EARLIER: Final = "earlier"
+"""The name of Berm as it was."""
 START_SECONDS: Final = 20
 STOP_SECONDS: Final = 20
 _PROBE_SECONDS: Final = 0.02
 _TICKS: Final = os.sysconf("SC_CLK_TCK")
+_LISTENS: Final = "0A"
+"""The state, in /proc/net/tcp, of a socket that accepts connections."""
 
 
 class BrokerError(Exception):
@@ -135,8 +139,37 @@ class Broker:
         Raises:
             BrokerError: it has ended.
         """
+        return self._memory("VmHWM:")
+
+    def rss(self) -> int:
+        """The memory that it has resident now, in bytes.
+
+        Raises:
+            BrokerError: it has ended.
+        """
+        return self._memory("VmRSS:")
+
+    def connections(self) -> int:
+        """How many connections clients have with it now, as the system counts them.
+
+        Raises:
+            BrokerError: it has ended.
+        """
+        held: set[str] = set()
+        for link in Path(f"/proc/{self.pid}/fd").iterdir():
+            with suppress(FileNotFoundError):  # closed since it was listed
+                held.add(link.readlink().name)
+        place = f"{int.from_bytes(socket.inet_aton(HOST), sys.byteorder):08X}:{self.port:04X}"
+        found: set[str] = set()  # while connections come and go, the system may list one twice
+        for line in self._about("net/tcp").splitlines()[1:]:
+            _, local, _, state, _, _, _, _, _, inode, *_ = line.split()
+            if local == place and state != _LISTENS and f"socket:[{inode}]" in held:
+                found.add(inode)
+        return len(found)
+
+    def _memory(self, name: str) -> int:
         for line in self._about("status").splitlines():
-            if line.startswith("VmHWM:"):
+            if line.startswith(name):
                 return int(line.split()[1]) * 1024
         raise self._ended()  # since it was looked at
 
@@ -215,6 +248,15 @@ def _write(path: Path, template: str, port: int) -> Path:
 
 def _prepare_berm(directory: Path, port: int) -> list[str]:
     return berm_command(_write(directory / "berm.toml", _BERM, port))
+
+
+def earlier(tree: Path, words: str) -> Kind:
+    """Berm as its sources are in a directory, run by this interpreter; `words` say which it is."""
+
+    def prepare(directory: Path, port: int) -> list[str]:
+        return ["env", f"PYTHONPATH={tree}", *_prepare_berm(directory, port)]
+
+    return Kind(EARLIER, words, prepare, _nothing)
 
 
 def _prepare_berm_memory(directory: Path, port: int) -> list[str]:

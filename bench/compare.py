@@ -16,6 +16,7 @@ The rules:
 from __future__ import annotations
 
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -28,10 +29,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from bench.brokers import KINDS, BrokerError, Kind, tail
+from bench.brokers import BERM, EARLIER, KINDS, BrokerError, Kind, earlier, tail
 from bench.load import BUILD, Amount, LoadError, Shape, build, run
 from bench.machine import busy_seconds, describe
-from bench.report import Report, Sample, render, write
+from bench.report import BASE, Report, Sample, render, write
 
 SHAPES: Final = {
     shape.name: shape
@@ -48,6 +49,9 @@ SHAPES: Final = {
 """Every shape of load, by name, in the order of the table."""
 
 Named = TypeVar("Named")
+
+ROOT: Final = Path(__file__).parents[1]
+_GIT_SECONDS: Final = 60
 
 QUICK_MESSAGES: Final = 300
 QUICK_CLIENTS: Final = 10
@@ -68,6 +72,8 @@ class Plan:
     shapes: Sequence[Shape]
     rounds: int
     amount: Amount
+    base: str = BASE
+    """What ratios are to."""
 
     def steps(self) -> Iterator[tuple[int, Shape, Kind]]:
         """Every measurement, in order."""
@@ -82,13 +88,18 @@ class Plan:
 
 
 def main(
-    brokers: Annotated[str, typer.Option(metavar="NAMES", help=f"Which, of {', '.join(KINDS)}.")] = ",".join(KINDS),
+    brokers: Annotated[
+        str, typer.Option(metavar="NAMES", help=f"Which, of {', '.join(KINDS)}; all, or berm beside --before.")
+    ] = "",
     shapes: Annotated[str, typer.Option(metavar="NAMES", help=f"Which, of {', '.join(SHAPES)}.")] = ",".join(SHAPES),
     rounds: Annotated[int, typer.Option(min=1, help="How often each measurement is made.")] = 5,
     seconds: Annotated[float, typer.Option(min=0.1, help="How long each publishes.")] = 3,
     directory: Annotated[
         Path, typer.Option(metavar="DIR", help="Where logs are written: a disk, for durable figures to mean anything.")
     ] = BUILD,
+    before: Annotated[
+        str, typer.Option(metavar="COMMIT", help="Beside Berm as it was at this commit; ratios are to that.")
+    ] = "",
     out: Annotated[
         list[Path] | None, typer.Option(metavar="FILE", help="Write the result too, as .md or .json. Repeatable.")
     ] = None,
@@ -98,13 +109,17 @@ def main(
 ) -> None:
     """Measure Berm beside other brokers and print the ratios."""
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # so that brokers are ended
-    plan = Plan(_choose("--brokers", KINDS, brokers), _choose("--shapes", SHAPES, shapes), rounds, Amount(seconds))
+    kinds = _choose("--brokers", KINDS, brokers or (BERM.name if before else ",".join(KINDS)))
+    plan = Plan(kinds, _choose("--shapes", SHAPES, shapes), rounds, Amount(seconds))
     for path in out or ():
         if path.suffix not in (".md", ".json"):
             raise typer.BadParameter(f"{path}: a result is written as .md or .json")
     console = Console()
     try:
-        report = compare(_small(plan) if quick else plan, directory, console)
+        with tempfile.TemporaryDirectory(prefix="berm-") as tree:
+            if before:
+                plan = replace(plan, kinds=[*kinds, check_out(before, Path(tree))], base=EARLIER)
+            report = compare(_small(plan) if quick else plan, directory, console)
     except LoadError as error:
         console.print(error, style="red", markup=False)
         raise typer.Exit(1) from None
@@ -140,7 +155,27 @@ def compare(plan: Plan, directory: Path, console: Console) -> Report:
                 failures.append(f"{kind.name}, round {round + 1}, {error}")
             progress.advance(task)
     settings = {kind.name: kind.settings for kind in present.kinds}
-    return Report(machine, present.shapes, settings, present.rounds, present.amount, samples, failures, absent)
+    return Report(
+        machine, present.shapes, settings, present.rounds, present.amount, samples, failures, absent, plan.base
+    )
+
+
+def check_out(commit: str, directory: Path) -> Kind:
+    """Berm as it was at a commit of the repository that this file is in.
+
+    Raises:
+        LoadError: there is no such commit, or no repository.
+    """
+    archive = directory / "archive.tar"
+    for command in (
+        ["git", "-C", str(ROOT), "archive", "--output", str(archive), commit],
+        ["tar", "-xf", str(archive), "-C", str(directory)],
+    ):
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=_GIT_SECONDS)
+        if done.returncode:
+            raise LoadError(f"{commit} can't be had: {done.stderr.strip()}")
+    archive.unlink()
+    return earlier(directory, f"Berm as it was at {commit}, defaults")
 
 
 def measure(program: Path, kind: Kind, shape: Shape, amount: Amount, directory: Path, round: int) -> Sample:

@@ -195,8 +195,9 @@ def run(shape: Shape, messages: int, payload: int, batch: int) -> float:
             while sum(acknowledger.answer() for acknowledger in acknowledgers):
                 node.settle()
     elapsed = process_time() - began
-    delivered = messages // batch * batch * shape.subscribers
-    assert node.hub.delivered == delivered, f"{shape.name}: {node.hub.delivered} of {delivered} were delivered"
+    expected = messages // batch * batch * shape.subscribers
+    delivered = node.hub.traffic.delivered
+    assert delivered == expected, f"{shape.name}: {delivered} of {expected} were delivered"
     return messages / elapsed
 
 

@@ -10,6 +10,7 @@
  *    the only bound.
  * 4. Standard output is one JSON object on one line, and only after a run that counts. Whatever prevents one is a line
  *    on standard error and exit code 1; wrong options are exit code 2.
+ * 5. SIGTERM ends the publishing, as the end of its time does.
  *
  * Times are in nanoseconds of CLOCK_MONOTONIC, sizes in bytes.
  */
@@ -19,6 +20,7 @@
 #include <fcntl.h>
 #include <getopt.h>
 #include <netinet/tcp.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdint.h>
@@ -89,6 +91,7 @@ static struct client *clients;
 static int client_count, ready_count, open_publishers;
 static int poller;
 static bool publishing;
+static volatile sig_atomic_t told_to_stop;
 static uint64_t now;
 static struct totals totals;
 static struct latencies latencies = {.stride = 1};
@@ -601,7 +604,7 @@ static void set_up(void)
 
 static bool may_go_on(void)
 {
-    if (open_publishers == 0)
+    if (open_publishers == 0 || told_to_stop)
         return false;
     if (options.messages > 0)
         return totals.sent < options.messages;
@@ -761,10 +764,16 @@ static void raise_file_limit(void)
     }
 }
 
+static void on_signal(int number)
+{
+    told_to_stop = number;
+}
+
 int main(int argc, char **argv)
 {
     double cpu;
     read_options(argc, argv);
+    signal(SIGTERM, on_signal);
     raise_file_limit();
     poller = epoll_create1(0);
     if (poller < 0)

@@ -76,24 +76,24 @@ def compiler() -> str | None:
     return shutil.which("gcc") or shutil.which("cc")
 
 
-def build(directory: Path = BUILD) -> Path:
-    """Compile the generator unless its program is newer than its source.
+def build(directory: Path = BUILD, source: Path = SOURCE) -> Path:
+    """Compile a generator unless its program is newer than its source.
 
     Raises:
         LoadError: there is no compiler, or it refuses.
     """
-    program = directory / "load"
-    if program.exists() and program.stat().st_mtime >= SOURCE.stat().st_mtime:
+    program = directory / source.stem
+    if program.exists() and program.stat().st_mtime >= source.stat().st_mtime:
         return program
     gcc = compiler()
     if gcc is None:
         raise LoadError("there is no C compiler for the load generator (on Debian: apt-get install gcc libc6-dev)")
     directory.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        [gcc, *FLAGS, "-o", str(program), str(SOURCE)], capture_output=True, text=True, check=False, timeout=120
+        [gcc, *FLAGS, "-o", str(program), str(source)], capture_output=True, text=True, check=False, timeout=120
     )
     if done.returncode:
-        raise LoadError(f"{gcc} can't compile {SOURCE}: {done.stderr.strip()}")
+        raise LoadError(f"{gcc} can't compile {source}: {done.stderr.strip()}")
     return program
 
 

@@ -1,7 +1,7 @@
 """The result of a comparison: samples into figures, figures into a table, Markdown or JSON.
 
-`BASE` is the broker that others are set in proportion to. Memory is the peak of the resident set, the processor time
-that of the broker alone, all its threads; a core that is fully used is 1.
+A report has a broker that others are set in proportion to, `BASE` where nothing else is said. Memory is the peak of the
+resident set, the processor time that of the broker alone, all its threads; a core that is fully used is 1.
 """
 
 from __future__ import annotations
@@ -71,6 +71,7 @@ class Report:
     failures: Sequence[str]
     absent: Mapping[str, str]
     """Brokers that could not be started here, and why."""
+    base: str = BASE
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +85,7 @@ class Figure:
     least: float
     most: float
     ratio: float | None
-    """To BASE, the median of the ratios within each round; None without it."""
+    """To the report's base, the median of the ratios within each round; None without it."""
     sent: float
     arrived: float
     """The least share of what was sent that was delivered, in any round."""
@@ -115,7 +116,7 @@ def figures(report: Report) -> Iterator[Figure]:
     """The figures, shape by shape in the report's order, each with its brokers in theirs."""
     for shape in report.shapes:
         of_shape = [sample for sample in report.samples if sample.shape == shape.name]
-        base = {sample.round: sample.load.received_per_s for sample in of_shape if sample.broker == BASE}
+        base = {sample.round: sample.load.received_per_s for sample in of_shape if sample.broker == report.base}
         for broker in report.settings:
             samples = [sample for sample in of_shape if sample.broker == broker]
             if samples:
@@ -173,8 +174,8 @@ def facts(report: Report) -> Iterator[str]:
     much = f"{amount.messages} messages" if amount.messages else f"{amount.seconds:g} s of publishing"
     yield f"medians of {report.rounds} rounds, each {much}; payload 64 bytes, MQTT 3.1.1"
     yield (
-        f"msgs/s: delivered; spread: most minus least of the rounds; ratio: to {BASE} in the same round; sent: by the "
-        "publishers; MB: peak RSS; cores: those that the broker used; load: those that the load generator used"
+        f"msgs/s: delivered; spread: most minus least of the rounds; ratio: to {report.base} in the same round; sent: "
+        "by the publishers; MB: peak RSS; cores: those that the broker used; load: those that the load generator used"
     )
 
 

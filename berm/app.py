@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import logging
 import sys
-from time import time_ns
+from collections.abc import Callable
+from time import monotonic_ns, time_ns
 from typing import Final
 
 import uvloop
 
-from berm import parts, process
+from berm import __version__, parts, process, readings
 from berm.access import AccessError, Guards
 from berm.logs import configure
 from berm.settings import Settings
@@ -24,6 +25,7 @@ from broker.mqtt.topic import compile_filters
 from broker.net.dialer import Dialer
 from broker.net.errors import ListenError
 from broker.net.server import TICK, Server
+from broker.statistics import Statistics
 from processors import LoadError
 from processors.runtime import Runtime
 from storage.interface import META, StorageError, StorageFailed
@@ -68,6 +70,7 @@ async def _serve(settings: Settings, hints: bool) -> int:
     node = Node(settings, loop)
     process.on_reload_signal(loop, node.reload)
     try:
+        process.pause_collector()
         await node.start()
         process.tune_collector()
         process.say(_welcome(settings, node, hints))
@@ -133,6 +136,8 @@ class Node:
         self._runtimes = [Runtime(each, self._log, self._user_code, self._hub, compile_filters) for each in definitions]
         self._server = Server(self._hub, endpoints)
         self._dialers: list[Dialer] = []
+        self._uplinks: list[Uplink] = []
+        self._statistics = self._make_statistics()
         self._ticker: asyncio.TimerHandle | None = None
 
     @property
@@ -220,6 +225,7 @@ class Node:
         for runtime in self._runtimes:
             runtime.tick(now)
         self._guards.tick(self._hub, now)
+        self._statistics.tick(monotonic_ns() // 1000)
 
     def _identify(self, now: int) -> int:
         """The epoch of this log: when it began. Seqs of a log that was lost can't be mistaken for those of the next."""
@@ -231,9 +237,25 @@ class Node:
     def _dialer(self, settings: BridgeSettings, epoch: int) -> Dialer:
         node = self._settings.node.name
         report = logging.getLogger("berm.bridge").warning
-        return Dialer(
-            settings.name,
-            settings.host,
-            settings.port,
-            lambda wake: Uplink(settings, self._log, node=node, epoch=epoch, wake=wake, report=report),
+
+        def make(wake: Callable[[], None]) -> Uplink:
+            uplink = Uplink(settings, self._log, node=node, epoch=epoch, wake=wake, report=report)
+            self._uplinks.append(uplink)
+            return uplink
+
+        return Dialer(settings.name, settings.host, settings.port, make)
+
+    def _make_statistics(self) -> Statistics:
+        node = self._settings.node.name
+        return Statistics(
+            self._hub,
+            __version__,
+            self._settings.mqtt.sys_interval,
+            monotonic_ns() // 1000,
+            [acceptor.endpoint.listener for acceptor in self._server.acceptors],
+            (
+                readings.memory,
+                lambda: readings.processors(self._runtimes, self._log),
+                lambda: readings.bridges(self._uplinks, node),
+            ),
         )

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from berm.settings import BoundsSection, BridgeSection, ListenerSection, Settings, TLSSection, WebSocketSection
 from bridge import BridgeSettings, RouteSettings
 from broker.listener import Limits, Listener
+from broker.mqtt.reason import Reason
 from broker.mqtt.topic import matches
 from broker.net.listener import Endpoint, TCPAddress, UnixAddress
 from processors import Definition, LoadError
@@ -27,8 +28,9 @@ class FileError(Exception):
 
 def limits(settings: Settings) -> Limits:
     """The bounds of the node, and of listeners that have none of their own."""
-    node = Limits(group_bytes=settings.storage.group_bytes, queue_qos0=settings.mqtt.queue_qos0)
-    return _bounded(node, settings.mqtt)
+    mqtt = settings.mqtt
+    node = Limits(group_bytes=settings.storage.group_bytes, queue_qos0=mqtt.queue_qos0, max_sessions=mqtt.max_sessions)
+    return _bounded(node, mqtt)
 
 
 def _bounded(node: Limits, bounds: BoundsSection) -> Limits:
@@ -40,10 +42,21 @@ def _bounded(node: Limits, bounds: BoundsSection) -> Limits:
         max_inflight=bounds.max_inflight,
         max_keep_alive=bounds.max_keep_alive,
         topic_alias_maximum=bounds.topic_alias_maximum,
+        max_topic_aliases=bounds.max_topic_aliases,
         max_session_expiry=bounds.max_session_expiry,
         max_subscriptions=bounds.max_subscriptions,
         connect_timeout=bounds.connect_timeout,
         write_buffer=bounds.write_buffer,
+        max_qos=bounds.max_qos,
+        retain_available=bounds.retain_available,
+        wildcard_subscription_available=bounds.wildcard_subscription_available,
+        subscription_identifier_available=bounds.subscription_identifier_available,
+        shared_subscription_available=bounds.shared_subscription_available,
+        check_payload_format=bounds.check_payload_format,
+        reason_strings=bounds.reason_strings,
+        response_topic_prefix=bounds.response_topic_prefix,
+        redirect=None if bounds.redirect is None else Reason[bounds.redirect.upper()],
+        server_reference=bounds.server_reference,
     )
 
 

@@ -32,6 +32,8 @@ MIB: Final = 1 << 20
 GIB: Final = 1 << 30
 LARGEST_PACKET: Final = 268_435_460
 """Bytes of the largest packet that MQTT can express: five of fixed header and a full Remaining Length."""
+LARGEST_INBOUND: Final = LARGEST_PACKET - 64 * KIB
+"""Bytes of a packet that can be taken: what a subscriber gets may have properties that the publisher's had not."""
 FOREVER: Final = 0xFFFFFFFF
 """A session expiry interval that never ends, in s."""
 
@@ -86,6 +88,12 @@ def _check_prefix(value: str) -> str:
     return value
 
 
+def _check_text(value: str) -> str:
+    if "\0" in value:
+        raise ValueError("it has U+0000 in it")
+    return value
+
+
 def _check_mount_point(value: str) -> str:
     if value.startswith("$"):
         raise ValueError("topics that begin with $ are the server's")
@@ -133,6 +141,7 @@ Name = Annotated[
 ]
 Filter = Annotated[str, AfterValidator(_check_filter), Allowed("a topic filter such as `plant/+/temperature`")]
 Prefix = Annotated[str, AfterValidator(_check_prefix), Allowed("text without `+`, `#` and U+0000")]
+Text = Annotated[str, AfterValidator(_check_text), Allowed("text without U+0000")]
 Host = Annotated[str, Field(min_length=1), Allowed("a host name or an address")]
 MountPoint = Annotated[
     str,
@@ -207,7 +216,7 @@ class BoundsSection(Section):
 
     max_connections: int = Field(default=10_000, ge=1, le=1_000_000, description="connections at a time")
     max_packet_size: int = Field(
-        default=MIB, ge=KIB, le=LARGEST_PACKET, description="largest packet taken from a client, in bytes"
+        default=MIB, ge=KIB, le=LARGEST_INBOUND, description="largest packet taken from a client, in bytes"
     )
     receive_maximum: int = Field(
         default=1000, ge=1, le=65535, description="QoS 1 and 2 publishes that a client may have unacknowledged"
@@ -219,6 +228,9 @@ class BoundsSection(Section):
         default=0, ge=0, le=65535, description="longest keep alive that a client gets, in s; 0: whatever it asks for"
     )
     topic_alias_maximum: int = Field(default=16, ge=0, le=65535, description="topic aliases that a client may set")
+    max_topic_aliases: int = Field(
+        default=16, ge=0, le=65535, description="topic aliases set for what a client is sent that takes as many"
+    )
     max_session_expiry: int = Field(
         default=30 * 86400,
         ge=0,
@@ -235,6 +247,38 @@ class BoundsSection(Section):
         description="unsent bytes that one client may have waiting before it is fed from the log instead",
     )
     max_subscriptions: int = Field(default=1000, ge=1, le=1_000_000, description="subscriptions of one client")
+    max_qos: Literal[0, 1, 2] = Field(default=2, description="highest QoS at which clients publish and subscribe")
+    retain_available: bool = Field(
+        default=True, description="whether clients may publish retained messages, and are given those that there are"
+    )
+    wildcard_subscription_available: bool = Field(default=True, description="whether a topic filter may have + and #")
+    subscription_identifier_available: bool = Field(
+        default=True, description="whether a subscription may have an identifier"
+    )
+    shared_subscription_available: bool = Field(default=True, description="whether subscriptions may be shared")
+    check_payload_format: bool = Field(
+        default=False, description="whether a payload that is said to be UTF-8 and is not is refused"
+    )
+    reason_strings: bool = Field(
+        default=True, description="whether MQTT 5 clients are told in words why something is refused"
+    )
+    response_topic_prefix: Annotated[Prefix, Unset("nothing")] = Field(
+        default="",
+        description="what a client that asks is told to begin its response topics with; %c: the client identifier; "
+        "%u: the user name",
+        examples=["responses/%c/"],
+    )
+    redirect: Annotated[Literal["use_another_server", "server_moved"] | None, Unset("clients are connected")] = Field(
+        default=None,
+        description="why nobody is connected any more: each client is told so in answer to its CONNECT",
+        examples=["use_another_server"],
+    )
+    server_reference: Annotated[Text, Unset("none")] = Field(
+        default="",
+        max_length=1024,
+        description="the server that MQTT 5 clients are told of with redirect",
+        examples=["broker-2.example.com:1883"],
+    )
 
 
 class AccessSection(Section):
@@ -276,7 +320,7 @@ class QuotasSection(Section):
     byte_rate: float = _rate("bytes a second from one client")
     total_message_rate: float = _rate("publishes a second of all clients of the listener together")
     total_byte_rate: float = _rate("bytes a second from all clients of the listener together")
-    topic_levels: int = Field(default=0, ge=0, le=65535, description="levels of a topic name or filter")
+    topic_levels: int = Field(default=0, ge=0, le=65535, description="levels of a topic or filter; 200 at most")
     topic_length: int = Field(default=0, ge=0, le=65535, description="bytes of a topic name or filter")
 
 
@@ -296,8 +340,17 @@ class MqttSection(BoundsSection, _MqttAddress):
     of them together; `host` and `port` are not allowed then.
     """
 
+    max_sessions: int = Field(
+        default=100_000, ge=1, le=100_000_000, description="sessions, of all listeners, that outlive their connections"
+    )
     queue_qos0: bool = Field(
         default=False, description="whether a client that was away gets the QoS 0 messages that it missed"
+    )
+    sys_interval: int = Field(
+        default=10,
+        ge=0,
+        le=86400,
+        description="time between two updates of the topics below $SYS/broker/, in s; 0: there are none",
     )
     access: AccessSection = Field(default_factory=AccessSection)
     quotas: QuotasSection = Field(default_factory=QuotasSection)

@@ -18,6 +18,8 @@ from storage.interface import CURSORS, META, Event, Log
 
 SECOND: Final = 1_000_000
 """µs"""
+LONGEST_EXPIRY: Final = 0xFFFFFFFF
+"""Seconds that a message expiry interval can say."""
 LONGEST_TOPIC: Final = 65535
 """Bytes of the longest string in MQTT."""
 LARGEST_CONTENT: Final = MAX_PACKET_SIZE - 32
@@ -124,7 +126,7 @@ class Route:
         if self._stamper is not None:
             properties += self._stamper.stamp(event.seq, self.link, trail)
             if event.expires:
-                left = -((now - event.expires) // SECOND)
+                left = min(-((now - event.expires) // SECOND), LONGEST_EXPIRY)  # its clock may be a bit behind
                 properties += b"%c%b" % (Property.MESSAGE_EXPIRY_INTERVAL, left.to_bytes(4, "big"))  # [MQTT-3.3.2-6]
         payload = event.payload
         if len(topic) + len(properties) + len(payload) > LARGEST_CONTENT:

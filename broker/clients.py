@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Set
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from broker.acl import Who
@@ -12,14 +12,19 @@ from broker.connection import Connection, Wire
 from broker.listener import Limits, Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
-from broker.mqtt.packets import Connack, Connect
+from broker.mqtt.packets import Connack, Connect, Will
 from broker.mqtt.properties import Properties, Property
 from broker.mqtt.reason import Reason
+from broker.offer import check_will
 from broker.rights import authorize, forbids_topic
+from broker.session import Session
 from broker.wills import SECOND, Wills
 
 if TYPE_CHECKING:
     from broker.hub import Hub
+
+_SHOWN: Final = 64
+"""Characters of a name that a line in the log shows."""
 
 
 class Clients:
@@ -41,6 +46,7 @@ class Clients:
 
     def accept(self, wire: Wire, now: int, listener: Listener | None = None) -> Connection:
         """A peer has opened a connection; `now` in µs since the epoch."""
+        self._hub.traffic.sockets += 1
         connection = Connection(self._hub, wire, now, listener or self.listener)
         self.connections.add(connection)
         self._strangers[connection] = None
@@ -48,24 +54,28 @@ class Clients:
         if len(self._strangers) > most:
             oldest = next(iter(self._strangers))
             self._hub.complain(f"{oldest.name}: closed, since {most} more wait for their CONNECT")
-            oldest.close(Reason.SERVER_BUSY)
+            oldest.close(Reason.SERVER_BUSY, "too many connections wait for their CONNECT")
         return connection
 
     def connect(self, connection: Connection, packet: Connect, username: str = "", properties: Properties = ()) -> None:
         """A client says who it is, and has proved to be this user; `properties` are for its CONNACK.
 
         Raises:
-            ProtocolError: there is no room for it, or it may not have the will that it asks for.
+            ProtocolError: there is no room for it, its client identifier is another user's, or it may not have the will
+                that it asks for. Nothing has changed then.
         """
         hub, listener, limits = self._hub, connection.listener, connection.limits
         client_id = packet.client_id or f"auto-{uuid4().hex}"
         authorize(connection, Who(client_id, username))
-        if packet.will is not None and (refusal := forbids_topic(connection, packet.will.topic)) is not None:
-            raise ProtocolError(refusal, f"may not publish to {packet.will.topic[:64]!r}, the topic of its will")
+        if packet.will is not None:
+            self._check_will(connection, packet.will)
         session = hub.sessions.get(client_id, hub.now)
+        _check_owner(session, username)
         self._check_room(listener, None if session is None else session.connection, username)
         expiry = min(asked_expiry(packet), limits.max_session_expiry)
-        properties = accepting_properties(packet, limits, client_id, expiry) + properties
+        if expiry:
+            self._check_sessions(session)
+        properties = accepting_properties(packet, limits, connection.who, expiry) + properties
         check_size(properties, connection.max_packet_size)
         if session is not None and session.connection is not None:
             hub.complain(f"{session.connection.name}: taken over by a connection from {connection.wire.peer}")
@@ -74,11 +84,12 @@ class Clients:
         if session is not None and packet.clean_start:  # [MQTT-3.1.2-4]
             hub.sessions.end(session)
             session = None
-        self._wills.withdraw(client_id)  # [MQTT-3.1.3-9]
         present = session is not None
         if session is None:
             session = hub.sessions.begin(client_id, packet.version, expiry)
-        session.expiry = expiry
+        self._wills.withdraw(client_id)  # [MQTT-3.1.3-9]
+        session.username = username
+        hub.sessions.prolong(session, expiry)
         if not expiry:
             session.forget(hub.log.open)
         connection.session = session
@@ -86,13 +97,23 @@ class Clients:
         connection.keep_alive = keep_alive(packet, limits) * SECOND * 3 // 2  # [MQTT-3.1.2-22]
         connection.will = packet.will
         if packet.will is not None:
-            self._wills.keep(client_id, packet.will)
+            self._wills.keep(client_id, packet.will)  # [MQTT-3.1.2-7]
+            hub.cork(connection)
         connection.send(encode(Connack(present, Reason.SUCCESS, properties), packet.version))
         if session.persistent:
             hub.changed(session)
         for grant in session.grants.values():
             hub.router.add(session, grant)
         session.attach(connection, min(limits.max_inflight, number(packet.properties, Property.RECEIVE_MAXIMUM, 65535)))
+        hub.shares.connected(session)
+
+    def _check_will(self, connection: Connection, will: Will) -> None:
+        check_will(connection.limits, will)
+        if (refusal := forbids_topic(connection, will.topic)) is not None:
+            raise ProtocolError(refusal, f"may not publish to {will.topic[:64]!r}, the topic of its will")
+        log = self._hub.log
+        if log.failure is not None and log.open.weight > self._limits.group_bytes:
+            raise ProtocolError(Reason.QUOTA_EXCEEDED, "nothing can be stored, and no more wills can wait")
 
     def _count_in(self, connection: Connection, username: str) -> None:
         self.count += 1
@@ -121,6 +142,12 @@ class Clients:
                 Reason.QUOTA_EXCEEDED, f"user {username[:64]!r} has all connections that one may (user_connections)"
             )
 
+    def _check_sessions(self, session: Session | None) -> None:
+        """Refuse a client whose session would be one more than may outlive their connections."""
+        most = self._limits.max_sessions
+        if self._hub.sessions.lasting >= most and (session is None or not session.persistent):
+            raise ProtocolError(Reason.QUOTA_EXCEEDED, f"{most} sessions are kept (mqtt.max_sessions)")
+
     def disconnected(self, connection: Connection, will: bool) -> None:
         """A connection has ended; with `will`, otherwise than by a DISCONNECT."""
         hub = self._hub
@@ -137,6 +164,7 @@ class Clients:
         for filter in session.grants:
             hub.router.remove(session, filter)
         session.detach(hub.now)
+        hub.shares.disconnected(session)
         if connection.will is not None:
             if will and self._may_leave(connection, connection.will.topic):
                 self._wills.leave(session.client_id, connection.will, hub.now, session.persistent)
@@ -168,15 +196,16 @@ class Clients:
         for connection in list(self.connections):
             if connection.listener is listener and connection.who.username in users and not connection.wire.identity:
                 self._hub.complain(f"{connection.name}: user {connection.who.username!r} is not what it was; closed")
-                connection.close(Reason.NOT_AUTHORIZED)
+                connection.close(Reason.NOT_AUTHORIZED, "it has to prove anew who it is")
 
     def close_silent(self, now: int) -> None:
         """Close those that have been silent for longer than they may."""
         late = [each for each in self._strangers if now > each.opened + each.limits.connect_timeout * SECOND]
         for connection in late:
             what = "no CONNECT" if connection.login is None else "not sure who it is"
-            self._hub.complain(f"{connection.name}: {what} within {connection.limits.connect_timeout} s; closed")
-            connection.close(Reason.PROTOCOL_ERROR if connection.login is None else Reason.SERVER_BUSY)
+            why = f"{what} within {connection.limits.connect_timeout} s"
+            self._hub.complain(f"{connection.name}: {why}; closed")
+            connection.close(Reason.PROTOCOL_ERROR if connection.login is None else Reason.SERVER_BUSY, why)
         silent = [
             connection
             for connection in self.connections
@@ -187,10 +216,23 @@ class Clients:
         for connection in silent:
             seconds = (now - connection.heard) // SECOND
             what = "has read nothing" if connection.held else "silent"
-            self._hub.complain(f"{connection.name}: {what} for {seconds} s, longer than its keep alive allows; closed")
-            connection.close(Reason.KEEP_ALIVE_TIMEOUT)  # [MQTT-3.1.2-22]
+            why = f"{what} for {seconds} s, longer than its keep alive allows"
+            self._hub.complain(f"{connection.name}: {why} [MQTT-3.1.2-22]; closed")
+            connection.close(Reason.KEEP_ALIVE_TIMEOUT, why, "MQTT-3.1.2-22")
 
     def close_all(self) -> None:
         """Tell every client that the server is going."""
         for connection in list(self.connections):
             connection.close(Reason.SERVER_SHUTTING_DOWN)
+
+
+def _check_owner(session: Session | None, username: str) -> None:
+    """Refuse a client whose identifier is that of another user's session. Nobody's is anybody's to take."""
+    if session is not None and session.username and session.username != username:
+        owner, client_id = session.username[:_SHOWN], session.client_id[:_SHOWN]
+        who = f"user {username[:_SHOWN]!r}" if username else "nobody in particular"
+        raise ProtocolError(
+            Reason.NOT_AUTHORIZED,
+            f"the session of client {client_id!r} is user {owner!r}'s; this is {who}",
+            private=True,
+        )

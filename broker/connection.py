@@ -16,9 +16,12 @@ Until its client may be told that it is connected, a connection has a `Login`, a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 from broker.acl import Who
+from broker.aliases import Aliases
+from broker.answers import encode_answer
 from broker.connack import number
 from broker.mount import MountedDecoder
 from broker.mqtt.codec import Decoder, encode
@@ -38,13 +41,14 @@ from broker.mqtt.packets import (
     Pubrel,
     Suback,
     Subscribe,
+    Subscription,
     Unsuback,
     Unsubscribe,
     Will,
 )
 from broker.mqtt.properties import Properties, Property, encode_properties, first
 from broker.mqtt.reason import Reason
-from broker.mqtt.topic import parse_share
+from broker.offer import breaks_format, check_publish, check_subscribe
 from broker.rights import forbids_filter
 from broker.router import Grant
 
@@ -67,11 +71,18 @@ _INVALID: Final = frozenset(
 _CLIENTS_REASONS: Final = frozenset((0x00, 0x04, 0x80, 0x81, 0x82, 0x83, 0x90, *range(0x93, 0x9A)))
 """The reason codes of DISCONNECT that clients may use; the others are for servers (section 3.14.2.1)."""
 
+_BROKEN: Final = "MQTT-4.13.1-1"
+"""What says that a malformed packet or a protocol error ends the connection, where nothing says more."""
+
 _READ_BUDGET: Final = 64 << 10
 """Bytes after which a connection waits for the end of the turn, so that what comes out keeps up with what goes in."""
 _NAME_SHOWN: Final = 64
 """Characters of a client identifier that a line in the log shows: it may have 65,535 bytes."""
+_WHYS: Final = 5
+"""Refusals that one SUBACK gives reasons for in words."""
 _NOBODY: Final = Who("")
+_SPOILT: Final = "a PUBLISH whose payload is not the UTF-8 that it says it is"
+_IN_USE: Final = "a PUBLISH with the packet identifier of a QoS 2 message whose PUBREL is due"
 
 
 class Wire(Protocol):
@@ -105,13 +116,18 @@ class Connection:
 
     __slots__ = (
         "_aliases",
+        "_checked",
         "_decoder",
         "_hub",
+        "_traffic",
+        "aliases",
         "blocked",
         "closed",
+        "corked",
         "heard",
         "held",
         "keep_alive",
+        "kept",
         "limit",
         "limits",
         "listener",
@@ -123,6 +139,8 @@ class Connection:
         "paused_until",
         "pending",
         "permitted",
+        "problem_information",
+        "promised",
         "quota",
         "renewal",
         "rules",
@@ -151,19 +169,29 @@ class Connection:
         self.will: Will | None = None
         self.max_packet_size = 0
         """The largest packet that the client takes; 0: any."""
+        self.aliases: Aliases | None = None
+        """Those that stand for topics in what the client is sent; None: it takes none."""
+        self.problem_information = True
+        """Whether the client asks for words in packets that refuse something."""
         self.shaped = bool(listener.mount_point)
-        """Frames that suit other clients may not suit this one: its topics, or its packets' size, differ."""
+        """Frames that suit other clients may not suit this one: topics, aliases or the size of packets differ."""
         self.out: list[bytes] = []
         self.pending = 0
         """Bytes in `out`, and of what is to be sent after a commit."""
+        self.promised = 0
+        """How many packets were ever to be sent after a commit, acknowledgements of messages aside."""
+        self.kept = 0
+        """How many of them have been sent."""
         self.limit = limits.write_buffer
+        self.corked = False
+        """What is in `out` has to wait for a commit."""
         self.blocked = False
         """The wire takes no more for now."""
         self.unread = 0
         """Bytes that were written nevertheless."""
         self.owed = 0
         """QoS 1 and 2 messages of the client that are not acknowledged yet."""
-        self.unreleased = 0
+        self.unreleased: set[int] = set()
         """QoS 2 messages that came on this connection and whose PUBREL has not."""
         self.quota = limits.receive_maximum
         """How many of either the client may have."""
@@ -185,10 +213,13 @@ class Connection:
         self.paused_until = 0
         """It has run ahead of its rates, and is not read from before, µs since the epoch."""
         self._hub = hub
+        self._traffic = hub.traffic
         self._decoder = Decoder(0, limits.max_packet_size)
         if listener.mount_point:
             self._decoder = MountedDecoder(listener.mount_point, 0, limits.max_packet_size)
         self._aliases: dict[int, str] = {}
+        self._checked = limits.max_qos < 2 or not limits.retain_available or limits.check_payload_format
+        """Each PUBLISH is held against what is offered."""
 
     # -- in
 
@@ -204,6 +235,9 @@ class Connection:
             return
         try:
             packets = self._decoder.feed(data)
+            traffic = self._traffic
+            traffic.bytes_received += len(data)
+            traffic.packets_received += len(packets)
             for packet in packets:
                 _HANDLERS[packet.TYPE](self, packet)
                 if self.closed:
@@ -212,8 +246,9 @@ class Connection:
                 raise self._decoder.error
         except ProtocolError as error:
             self.fail(error)
+            error.__traceback__ = None  # whose frames hold this connection, which holds the error in its decoder
             return
-        if not session.live:
+        if session.shares or not session.live:
             session.pump()
         if self.throttle is not None:
             self._spend(packets, len(data))
@@ -223,7 +258,10 @@ class Connection:
     def _introduce(self, data: bytes) -> None:
         """Handle what comes before the client is connected, and with what connects it."""
         if self.login is None or not self.login.waiting:
-            self._handle(self._decoder.feed(data))
+            packets = self._decoder.feed(data)
+            self._traffic.bytes_received += len(data)
+            self._traffic.packets_received += len(packets)
+            self._handle(packets)
         elif not self.login.hold(data):
             self.fail(ProtocolError(Reason.QUOTA_EXCEEDED, "sends too much ahead of its CONNACK"))
 
@@ -242,9 +280,10 @@ class Connection:
                 raise self._decoder.error
         except ProtocolError as error:
             self.fail(error)
+            error.__traceback__ = None  # whose frames hold this connection, which holds the error in its decoder
             return
         session = self.session
-        if session is not None and not session.live:
+        if session is not None and (session.shares or not session.live):
             session.pump()
         if self.congested:
             self._hub.hold(self)
@@ -300,6 +339,7 @@ class Connection:
                 self._hub.touch(self)
             self.out.append(data)
             self.pending += len(data)
+            self._traffic.packets_whole += 1
 
     def send_publish(self, head: bytes, tail: bytes) -> None:
         """Write a QoS 0 PUBLISH at the end of this turn."""
@@ -308,8 +348,11 @@ class Connection:
             self._hub.touch(self)
         out.append(head)
         out.append(tail)
-        self.pending += len(head) + len(tail)
-        self._hub.delivered += 1
+        size = len(tail)
+        self.pending += len(head) + size
+        traffic = self._traffic
+        traffic.payload_sent += size
+        traffic.delivered += 1
 
     def send_numbered(self, head: bytes, packet_id: int, tail: bytes) -> None:
         """Write a QoS 1 or 2 PUBLISH at the end of this turn."""
@@ -319,8 +362,11 @@ class Connection:
         out.append(head)
         out.append(packet_id.to_bytes(2))
         out.append(tail)
-        self.pending += len(head) + len(tail) + 2
-        self._hub.delivered += 1
+        size = len(tail)
+        self.pending += len(head) + size + 2
+        traffic = self._traffic
+        traffic.payload_sent += size
+        traffic.delivered += 1
 
     def hungry(self) -> None:
         """Have the session go on with its cursor in the next turn."""
@@ -330,21 +376,29 @@ class Connection:
         """End the connection for what the peer has done."""
         if self.login is not None:
             self._hub.refused_logins += 1
-        self._hub.complain(f"{self.name}: {error} (reason 0x{error.reason:02x}); connection closed")
-        self.close(error.reason)
+        broken = error.clause
+        if not broken and error.reason in (Reason.MALFORMED_PACKET, Reason.PROTOCOL_ERROR):
+            broken = _BROKEN
+        clause = f" [{broken}]" if broken else ""
+        self._hub.complain(f"{self.name}: {error}{clause} (reason 0x{error.reason:02x}); connection closed")
+        self.close(error.reason, "" if error.private else str(error), broken)
 
-    def close(self, reason: Reason) -> None:
-        """End the connection, and tell the client why, where its version can."""
+    def close(self, reason: Reason, why: str = "", clause: str = "", properties: Properties = ()) -> None:
+        """End the connection, and tell the client why, where its version can: by a reason code, and in words."""
         if self.closed:
             return
-        version = self.version or self._decoder.version
+        self.version = self.version or self._decoder.version
+        packet: Connack | Disconnect | None = None
         if self.session is not None:
-            if version == 5:
-                self.send(encode(Disconnect(_sayable(reason, Disconnect.TYPE)), 5))  # [MQTT-4.13.1-1]
-        elif version == 5 or (version and reason not in _INVALID):  # [MQTT-3.1.4-1]
-            self.send(encode(Connack(False, _sayable(reason, Connack.TYPE)), version))
+            if self.version == 5:  # [MQTT-4.13.1-1]
+                packet = Disconnect(_sayable(reason, Disconnect.TYPE), properties)
+        elif self.version == 5 or (self.version and reason not in _INVALID):  # [MQTT-3.1.4-1]
+            packet = Connack(False, _sayable(reason, Connack.TYPE), properties)
         elif reason == Reason.UNSUPPORTED_PROTOCOL_VERSION:
             self.send(encode(Connack(False, reason), 4))  # [MQTT-3.1.2-2]
+        if packet is not None:
+            with suppress(ProtocolError):  # [MQTT-3.1.2-24] it takes no packet as large as this one
+                self.send(encode_answer(self, packet, why, clause))
         self._end(will=True)
 
     def abort(self) -> None:
@@ -357,16 +411,19 @@ class Connection:
     @property
     def name(self) -> str:
         """Who this is, for the log."""
+        place = f"{self.wire.peer} at {self.listener.name}" if self.listener.name else self.wire.peer
         if self.session is None:
-            return f"connection from {self.wire.peer}"
+            return f"connection from {place}"
         client_id = self.session.client_id
         more = "..." if len(client_id) > _NAME_SHOWN else ""
-        return f"client {client_id[:_NAME_SHOWN]!r}{more} from {self.wire.peer}"
+        return f"client {client_id[:_NAME_SHOWN]!r}{more} from {place}"
 
     def _end(self, will: bool) -> None:
         if self.out:
-            self.wire.write(b"".join(self.out))
+            data = b"".join(self.out)
             self.out = []
+            self._traffic.bytes_sent += len(data)
+            self.wire.write(data)
         self.closed = True
         if self.login is not None:
             self.login.withdraw()
@@ -377,11 +434,17 @@ class Connection:
 
     def _on_connect(self, packet: Connect) -> None:
         if self.version:
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "a second CONNECT")  # [MQTT-3.1.0-2]
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "a second CONNECT", "MQTT-3.1.0-2")
+        self._traffic.connects += 1
         self.version = packet.version
-        self.max_packet_size = number(packet.properties, Property.MAXIMUM_PACKET_SIZE, 0)
-        self.shaped = self.shaped or bool(self.max_packet_size)
-        listener = self.listener
+        self._take_wishes(packet.properties)
+        listener, limits = self.listener, self.limits
+        if limits.redirect is not None:
+            reference: Properties = ()
+            if limits.server_reference and packet.version == 5:
+                reference = ((Property.SERVER_REFERENCE, limits.server_reference),)
+            self.close(limits.redirect, "nobody is connected here", properties=reference)
+            return
         if listener.meter is not None and not listener.meter.may_connect(self._hub.now):
             raise ProtocolError(
                 Reason.CONNECTION_RATE_EXCEEDED, f"more clients connect to listener {listener.name} than connect_rate"
@@ -393,6 +456,19 @@ class Connection:
 
         self.login = Login(self._hub, self, packet)
         self.login.begin(listener.access)
+
+    def _take_wishes(self, properties: Properties) -> None:
+        """Note what a CONNECT says of the packets that its client is to be sent."""
+        if not properties:
+            return
+        self.max_packet_size = number(properties, Property.MAXIMUM_PACKET_SIZE, 0)
+        self.problem_information = number(properties, Property.REQUEST_PROBLEM_INFORMATION, 1) == 1
+        # [MQTT-3.1.2-26] [MQTT-3.1.2-27] [MQTT-3.3.2-11]
+        most = min(number(properties, Property.TOPIC_ALIAS_MAXIMUM, 0), self.limits.max_topic_aliases)
+        if most:
+            self.aliases = Aliases(most)
+        if most or self.max_packet_size:
+            self.shaped = True
 
     def admit(self, packet: Connect, username: str, properties: Properties) -> None:
         """The client has proved to be this user (empty: nobody in particular): connect it.
@@ -413,6 +489,7 @@ class Connection:
         if session is None:
             raise _not_connected()
         hub = self._hub
+        spoilt = self._checked and self._is_spoilt(packet)
         topic, properties, expires = packet.topic, b"", 0
         if packet.properties:
             topic, properties, expires = self._resolve(packet)
@@ -420,33 +497,62 @@ class Connection:
         if qos:
             if qos == 2:
                 if packet.packet_id in session.received:
-                    hub.after_commit(self, b"\x50\x02" + packet.packet_id.to_bytes(2))  # [MQTT-4.3.3-10]
+                    hub.acknowledge_again(self, packet.packet_id)  # [MQTT-4.3.3-10]
                     return
-                self.unreleased += 1
+                self.unreleased.add(packet.packet_id)
             self.owed += 1
-            if (self.owed > self.quota or self.unreleased > self.quota) and self.version == 5:  # [MQTT-3.3.4-7]
+            if (self.owed > self.quota or len(self.unreleased) > self.quota) and self.version == 5:
                 raise ProtocolError(
-                    Reason.RECEIVE_MAXIMUM_EXCEEDED, f"more than {self.quota} messages whose acknowledgement is due"
+                    Reason.RECEIVE_MAXIMUM_EXCEEDED,
+                    f"more than {self.quota} messages whose acknowledgement is due",
+                    "MQTT-3.3.4-7",
                 )
             if qos == 2:
                 session.received.add(packet.packet_id)
+            elif session.received and packet.packet_id in session.received and self.version == 5:
+                self._refuse(packet, Reason.PACKET_IDENTIFIER_IN_USE, _IN_USE, "MQTT-2.2.1-3")
+                return
+        if spoilt:
+            self._refuse(packet, Reason.PAYLOAD_FORMAT_INVALID, _SPOILT, "section 3.3.2.3.2")
+            return
         hub.publish(self, topic, packet.payload, qos, packet.retain, properties, expires, packet.packet_id)
+
+    def _is_spoilt(self, packet: Publish) -> bool:
+        """Whether the payload is not what it is said to be, where that is looked at.
+
+        Raises:
+            ProtocolError: the message has something that is not offered here.
+        """
+        limits = self.limits
+        check_publish(limits, packet)
+        return limits.check_payload_format and breaks_format(packet.properties, packet.payload)
+
+    def _refuse(self, packet: Publish, reason: Reason, why: str, clause: str) -> None:
+        """Take a message not on that is not as it should be. At QoS 0 only a DISCONNECT can say so."""
+        if not packet.qos:
+            raise ProtocolError(reason, why, clause)
+        self._hub.refused_messages += 1
+        self._hub.reject(self, packet.qos, packet.packet_id, reason, why, clause)
 
     def _resolve(self, packet: Publish) -> tuple[str, bytes, int]:
         """The topic that an alias stands for, the properties that travel on, and when the message expires."""
         topic = packet.topic
-        if first(packet.properties, Property.SUBSCRIPTION_IDENTIFIER) is not None:  # [MQTT-3.3.4-6]
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "a client's PUBLISH with a subscription identifier")
+        if first(packet.properties, Property.SUBSCRIPTION_IDENTIFIER) is not None:
+            raise ProtocolError(
+                Reason.PROTOCOL_ERROR, "a client's PUBLISH with a subscription identifier", "MQTT-3.3.4-6"
+            )
         alias = number(packet.properties, Property.TOPIC_ALIAS, 0)
         if alias:
-            if alias > self.limits.topic_alias_maximum:  # [MQTT-3.3.2-9]
-                raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, f"topic alias {alias} is above the maximum")
+            if alias > self.limits.topic_alias_maximum:
+                raise ProtocolError(
+                    Reason.TOPIC_ALIAS_INVALID, f"topic alias {alias} is above the maximum", "MQTT-3.3.2-9"
+                )
             if topic:
                 self._aliases[alias] = topic
             elif alias in self._aliases:
                 topic = self._aliases[alias]
             else:
-                raise ProtocolError(Reason.PROTOCOL_ERROR, f"topic alias {alias} was never set")
+                raise ProtocolError(Reason.PROTOCOL_ERROR, f"topic alias {alias} was never set", "section 3.3.2.3.4")
         interval = first(packet.properties, Property.MESSAGE_EXPIRY_INTERVAL)
         expires = self._hub.now + interval * 1_000_000 if isinstance(interval, int) else 0
         properties = encode_properties(tuple(p for p in packet.properties if p[0] not in _TRAVELS_NOT))
@@ -467,49 +573,72 @@ class Connection:
     def _on_pubrel(self, packet: Pubrel) -> None:
         session = self._connected()
         packet_id = packet.packet_id
-        reason = Reason.SUCCESS
-        if self.unreleased:
-            self.unreleased -= 1
+        self.unreleased.discard(packet_id)
+        answer = b"\x70\x02" + packet_id.to_bytes(2)
         if packet_id in session.received:
             session.received.discard(packet_id)
             if session.persistent:
                 self._hub.checkpoint(session)
         elif self.version == 5:
-            reason = Reason.PACKET_IDENTIFIER_NOT_FOUND
-        session.answer(encode(Pubcomp(packet_id, reason), self.version))  # [MQTT-4.3.3-11]
+            why = "no QoS 2 message has this packet identifier"
+            answer = encode_answer(self, Pubcomp(packet_id, Reason.PACKET_IDENTIFIER_NOT_FOUND), why)
+        session.answer(answer)  # [MQTT-4.3.3-11]
 
     def _on_subscribe(self, packet: Subscribe) -> None:
-        session, hub = self._connected(), self._hub
+        session = self._connected()
+        if self.version == 5:
+            check_subscribe(self.limits, packet)
+        self._check_answer(Suback(packet.packet_id, (0,) * len(packet.subscriptions)))
         identifier = number(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
         reasons: list[int] = []
+        whys: list[str] = []
         for asked in packet.subscriptions:
-            replaced = session.grants.get(asked.filter)
-            if (refusal := forbids_filter(self, asked.filter)) is not None:
-                hub.forbidden_subscriptions += 1
-                hub.complain(f"{self.name}: {refusal[1]}")
-                reasons.append(refusal[0])
-            elif parse_share(asked.filter) is not None:
-                reasons.append(Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED)
-            elif replaced is None and len(session.grants) >= self.limits.max_subscriptions:
-                reasons.append(Reason.QUOTA_EXCEEDED)
-            else:
-                since = hub.log.committed if replaced is None else replaced.since  # [MQTT-3.8.4-4]
-                grant = Grant(asked.filter, asked.qos, asked.no_local, asked.retain_as_published, identifier, since)
-                hub.sessions.subscribe(session, grant)  # [MQTT-3.8.4-3]
-                reasons.append(asked.qos)
-                # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
-                if asked.retain_handling == 0 or (asked.retain_handling == 1 and replaced is None):
-                    session.want_retained(grant)
+            reason, why = self._subscribe(session, asked, identifier)
+            reasons.append(reason)
+            if why:
+                whys.append(why)
+                self._hub.complain(f"{self.name}: {why} (reason 0x{reason:02x})")
         # [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.8.4-6]
-        session.answer(encode(Suback(packet.packet_id, tuple(reasons)), self.version))
+        session.answer(encode_answer(self, Suback(packet.packet_id, tuple(reasons)), "; ".join(whys[:_WHYS])))
+
+    def _subscribe(self, session: Session, asked: Subscription, identifier: int) -> tuple[int, str]:
+        """Grant a subscription, or don't: the reason code, and why not."""
+        hub = self._hub
+        replaced = session.granted(asked.filter)
+        if (refusal := forbids_filter(self, asked.filter)) is not None:
+            hub.forbidden_subscriptions += 1
+            return refusal
+        most = self.limits.max_subscriptions
+        if replaced is None and session.subscriptions >= most:
+            return Reason.QUOTA_EXCEEDED, f"can't subscribe to {asked.filter[:64]!r}: it has {most} subscriptions"
+        qos = min(asked.qos, self.limits.max_qos)  # [MQTT-3.2.2-10]
+        since = hub.log.committed if replaced is None else replaced.since  # [MQTT-3.8.4-4]
+        grant = Grant(asked.filter, qos, asked.no_local, asked.retain_as_published, identifier, since)
+        hub.sessions.subscribe(session, grant)  # [MQTT-3.8.4-3]
+        # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
+        wanted = asked.retain_handling == 0 or (asked.retain_handling == 1 and replaced is None)
+        # Nobody is new to what many share: no retained messages.
+        if wanted and self.limits.retain_available and asked.filter not in session.shares:
+            session.want_retained(grant, self.promised + 1 if session.expiry else 0)  # behind the SUBACK
+        return qos, ""
+
+    def _check_answer(self, answer: Suback | Unsuback) -> None:
+        """Check that the client takes an answer as large as this one, before anything is done that it would tell of.
+
+        Raises:
+            ProtocolError: it does not.
+        """
+        if self.max_packet_size:
+            encode_answer(self, answer)
 
     def _on_unsubscribe(self, packet: Unsubscribe) -> None:
         session = self._connected()
+        self._check_answer(Unsuback(packet.packet_id, (0,) * len(packet.filters)))
         reasons = tuple(
             Reason.SUCCESS if self._hub.sessions.unsubscribe(session, filter) else Reason.NO_SUBSCRIPTION_EXISTED
             for filter in packet.filters
         )
-        session.answer(encode(Unsuback(packet.packet_id, reasons), self.version))  # [MQTT-3.10.4-4]
+        session.answer(encode_answer(self, Unsuback(packet.packet_id, reasons)))  # [MQTT-3.10.4-4]
 
     def _on_pingreq(self, _: Pingreq) -> None:
         self._connected()
@@ -520,27 +649,41 @@ class Connection:
             self._end(will=False)
             return
         session = self._connected()
-        if packet.reason not in _CLIENTS_REASONS:  # [MQTT-3.14.2-1]
+        if packet.reason not in _CLIENTS_REASONS:
             raise ProtocolError(
-                Reason.PROTOCOL_ERROR, f"a DISCONNECT with reason code 0x{packet.reason:02X}, which is for servers"
+                Reason.PROTOCOL_ERROR,
+                f"a DISCONNECT with reason code 0x{packet.reason:02X}, which is for servers",
+                "MQTT-3.14.2-1",
             )
         if first(packet.properties, Property.SERVER_REFERENCE) is not None:
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "a DISCONNECT with a server reference, which is for servers")
+            raise ProtocolError(
+                Reason.PROTOCOL_ERROR,
+                "a DISCONNECT with a server reference, which is for servers",
+                "section 3.14.2.2.5",
+            )
         interval = first(packet.properties, Property.SESSION_EXPIRY_INTERVAL)
         if isinstance(interval, int):
             if interval and not session.expiry:
-                raise ProtocolError(Reason.PROTOCOL_ERROR, "a session that ends with its connection can't be prolonged")
-            session.expiry = min(interval, self.limits.max_session_expiry)
+                raise ProtocolError(
+                    Reason.PROTOCOL_ERROR,
+                    "a session that ends with its connection can't be prolonged",
+                    "section 3.14.2.2.2",
+                )
+            self._hub.sessions.prolong(session, min(interval, self.limits.max_session_expiry))
         self._end(will=packet.reason != Reason.NORMAL_DISCONNECTION)  # [MQTT-3.14.4-3]
 
     def _on_auth(self, packet: Auth) -> None:
         asked = self.login or self.renewal
-        if asked is None:  # [MQTT-4.12.0-6]
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH without an authentication method in the CONNECT")
+        if asked is None:
+            raise ProtocolError(
+                Reason.PROTOCOL_ERROR, "an AUTH without an authentication method in the CONNECT", "MQTT-4.12.0-7"
+            )
         asked.on_auth(packet)
 
     def _on_unexpected(self, packet: Packet) -> None:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, f"{type(packet).__name__.upper()} is for servers to send")
+        raise ProtocolError(
+            Reason.PROTOCOL_ERROR, f"{type(packet).__name__.upper()} is for servers to send", "section 2.1.2"
+        )
 
     def _connected(self) -> Session:
         if self.session is None:
@@ -549,7 +692,7 @@ class Connection:
 
 
 def _not_connected() -> ProtocolError:
-    return ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT")  # [MQTT-3.1.0-1]
+    return ProtocolError(Reason.PROTOCOL_ERROR, "the first packet must be CONNECT", "MQTT-3.1.0-1")
 
 
 def _sayable(reason: Reason, packet_type: int) -> Reason:

@@ -17,17 +17,23 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from typing import Final
 
+from broker.answers import encode_answer
 from broker.clients import Clients
 from broker.connection import Connection
+from broker.follower import Follower
 from broker.frames import FrameCache
 from broker.listener import Limits
+from broker.mqtt.packets import Puback, Pubrec
 from broker.mqtt.reason import Reason
 from broker.retained import Retained
 from broker.rights import forbids_topic
 from broker.router import Router
 from broker.session import Session
 from broker.sessions import Sessions
+from broker.shares import Shares
+from broker.traffic import Traffic
 from broker.wills import SECOND, Wills
 from storage.interface import (
     FSYNC,
@@ -47,11 +53,17 @@ _logger = logging.getLogger("berm.broker")
 _COMPLAINTS = 20
 """Lines about misbehaving peers that one second may log."""
 _RULES_KEPT = 10_000
+_PUMPED = 100
+"""Sessions that one turn of the loop lets read the log: thousands may return at once."""
+_MANY = 20
+"""Things to be sent after a commit, at which those for connections that are gone are looked for."""
 _PROMISE = 100
 """Bytes that something to be sent after a commit takes in memory beside its own."""
 
 Acknowledgement = tuple[Connection, bytes, Event | None]
 """Whom to send what once this event is kept; None: a message that is not to be kept at all."""
+_EARLIER: Final = Event(0, 0, "", b"", 2, False, "", b"", 0, FSYNC)
+"""Stands in an acknowledgement for the event of a message that is repeated."""
 
 
 class _Promises:
@@ -83,15 +95,17 @@ class Hub:
         self.limits = limits
         self.queue_qos0 = limits.queue_qos0
         self.frames = FrameCache()
-        self.router: Router[Session] = Router(Session.denies)
+        self.router: Router[Follower] = Router(_denies)
         self.retained = Retained()
+        self.traffic = Traffic()
         self._wills = Wills(log, self._originate)
         self.sessions = Sessions(self, self._wills)
+        self.shares = Shares(self)
         self.clients = Clients(self, limits, self._wills)
         self.now = log.last_ts
         """The time of what is being handled, µs since the epoch."""
-        self.received = 0
-        self.delivered = 0
+        self.commits = 0
+        """Groups that the engine has kept."""
         self.refused_messages = 0
         self.forbidden = 0
         """Messages to topics that their clients may not publish to."""
@@ -108,8 +122,8 @@ class Hub:
         self.dropped_away = 0
         self.dropped_gone = 0
         self.dropped_denied = 0
-        self.behind: set[Session] = set()
-        """Connected sessions that read the log from their cursors."""
+        self.behind: set[Follower] = set()
+        """Sessions and shared subscriptions with connected clients that read the log from their cursors."""
         self._crowded = False
         """Whether sessions that are getting on need events that the log's memory would soon drop."""
         self._rule = durability
@@ -118,9 +132,14 @@ class Hub:
         self._scheduled = False
         self._touched: list[Connection] = []
         self._promises = _Promises()
+        self._many_promises = _MANY
         self._promised = _Promises()
         """Of the group on its way."""
+        self._overtaken: dict[str, int] = {}
+        """Retained messages that have gone out early, by topic: older ones may have yet to commit."""
         self._held: dict[Connection, None] = {}
+        self._waiting: set[str] = set()
+        """Clients that have sent what nobody can keep now, and that is not refused: it will be tried again."""
         self._next_second = 0
         self._complaints = 0
         log.listener = self
@@ -140,11 +159,14 @@ class Hub:
     ) -> None:
         """Admit one message of a client."""
         log = self.log
-        self.received += 1
+        traffic = self.traffic
+        traffic.received += 1
+        traffic.payload_received += len(payload)
         if topic not in connection.permitted:
             refusal = forbids_topic(connection, topic)
             if refusal is not None:
-                self._forbid(connection, topic, qos, packet_id, refusal)
+                self.forbidden += 1
+                self.reject(connection, qos, packet_id, refusal, f"may not publish to {topic[:64]!r}")
                 return
         if log.failure is not None and self._cannot_keep(connection, qos, packet_id):
             return
@@ -195,6 +217,25 @@ class Hub:
                 group.put(table, key, values)
         self.wake()
 
+    def announce(self, messages: Iterable[tuple[str, bytes]]) -> None:
+        """Publish what the broker says of itself (topic, payload): retained, at QoS 0, and beside the log.
+
+        No position moves by it, and nothing is written. Who has no room gets what holds by then once there is some.
+        """
+        late: dict[Follower, None] = {}
+        for topic, payload in messages:
+            event = Event(0, self.now, topic, payload, 0, True, "", b"", 0, MEMORY)
+            self.retained.store(event)
+            for delivery in self.router.match(topic):
+                follower = delivery.session
+                try:
+                    if not follower.tell(event, delivery):
+                        late[follower] = None
+                except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
+                    self.crash(follower.connection)
+        for follower in late:
+            follower.tell_later()
+
     def _originate(
         self, client: str, topic: str, payload: bytes, qos: int, retain: bool, properties: bytes, expires: int
     ) -> None:
@@ -221,16 +262,17 @@ class Hub:
 
     def _fan_out_early(self, event: Event) -> None:
         for delivery in self.router.match(event.topic):
-            session = delivery.session
-            if session.live:
+            follower = delivery.session
+            if follower.live:
                 try:
-                    session.give(event, delivery)
+                    follower.give(event, delivery)
                 except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
-                    self.crash(session.connection)
+                    self.crash(follower.connection)
 
     def _keep_retained(self, event: Event) -> None:
         if event.early:
             self.retained.store(event)
+            self._overtaken[event.topic] = event.seq
         self._put_retained(event)
 
     def _put_retained(self, event: Event) -> None:
@@ -255,6 +297,7 @@ class Hub:
             return True
         self.hold(connection)
         if self.log.open.weight <= self.limits.group_bytes:
+            self._waiting.add(connection.who.client_id)
             return False
         # What waits is as much as may wait. Nothing was acknowledged: the client will send it again.
         self._take_back(connection, qos, packet_id)
@@ -262,32 +305,49 @@ class Hub:
         connection.close(Reason.QUOTA_EXCEEDED)
         return True
 
-    def _forbid(self, connection: Connection, topic: str, qos: int, packet_id: int, reason: Reason) -> None:
-        """Drop a message to a topic that is not its client's. Before MQTT 5 an acknowledgement can't say so: as
-        Mosquitto, acknowledge it nevertheless (MQTT 3.1.1 allows that, or to close, which a bridge would answer for
-        ever)."""
-        self.forbidden += 1
-        self.complain(f"{connection.name}: may not publish to {topic[:64]!r} (reason 0x{reason:02x}); message dropped")
+    def reject(
+        self, connection: Connection, qos: int, packet_id: int, reason: Reason, why: str, clause: str = ""
+    ) -> None:
+        """Drop a message that may not be published, and answer in its turn. Before MQTT 5 an acknowledgement can't say
+        so: as Mosquitto, acknowledge it nevertheless (MQTT 3.1.1 allows that, or to close, which a bridge would answer
+        for ever)."""
+        broken = f" [{clause}]" if clause else ""
+        self.complain(f"{connection.name}: {why}{broken} (reason 0x{reason:02x}); message dropped")
         if not qos:
             return
-        answer = (b"\x40" if qos == 1 else b"\x50") + b"\x02" + packet_id.to_bytes(2)
         if connection.version == 5:
             self._take_back(connection, qos, packet_id)
-            connection.owed += 1
-            answer = answer[:1] + b"\x03" + answer[2:] + bytes((reason,))
+            answer = _refusal(connection, qos, packet_id, reason, why, clause)
+            if self.log.failure is not None:  # whatever came before is refused at once, too
+                connection.send(answer)
+                return
+        else:
+            connection.owed -= 1
+            answer = (b"\x40\x02" if qos == 1 else b"\x50\x02") + packet_id.to_bytes(2)
+        connection.owed += 1
         self._promises.acknowledgements.append((connection, answer, None))
+        self.wake()
+
+    def acknowledge_again(self, connection: Connection, packet_id: int) -> None:
+        """Answer a QoS 2 message that is repeated: in its turn [MQTT-4.6.0-3], once it is kept [MQTT-4.3.3-10]."""
+        answer = b"\x50\x02" + packet_id.to_bytes(2)
+        if self.log.failure is not None and connection.version == 5 and connection.who.client_id not in self._waiting:
+            connection.send(answer)  # what is received, and neither refused nor waiting, is kept
+            return
+        connection.owed += 1
+        self._promises.acknowledgements.append((connection, answer, _EARLIER))
         self.wake()
 
     def _refuse(self, connection: Connection, qos: int, packet_id: int, reason: Reason) -> None:
         self.refused_messages += 1
         self._take_back(connection, qos, packet_id)
-        connection.send((b"\x40\x03" if qos == 1 else b"\x50\x03") + packet_id.to_bytes(2) + bytes((reason,)))
+        connection.send(_refusal(connection, qos, packet_id, reason, "nothing can be stored now"))
 
     def _take_back(self, connection: Connection, qos: int, packet_id: int) -> None:
         """Forget a message that was not taken on."""
         connection.owed -= 1
         if qos == 2 and connection.session is not None:
-            connection.unreleased -= 1
+            connection.unreleased.discard(packet_id)
             connection.session.received.discard(packet_id)
 
     # -- turns of the loop
@@ -300,15 +360,27 @@ class Hub:
 
     def after_commit(self, connection: Connection, data: bytes) -> None:
         """Send this once everything appended so far has committed."""
+        connection.promised += 1
         connection.pending += len(data) + _PROMISE
-        self._promises.then.append((connection, data))
+        then = self._promises.then
+        then.append((connection, data))
+        if len(then) > self._many_promises:  # nothing commits, and clients come and go
+            then[:] = [each for each in then if not each[0].closed]
+            self._many_promises = 2 * len(then) + _MANY
         if connection.congested:
             self.hold(connection)
         if not self._scheduled:
             self.wake()
 
+    def cork(self, connection: Connection) -> None:
+        """Write nothing to this connection, its CONNACK above all, before what was stored for it has committed."""
+        connection.corked = True
+        self.log.open.durability = FSYNC
+        self.after_commit(connection, b"")
+
     def _keep(self, promises: _Promises) -> None:
         """Send what was promised."""
+        self.traffic.packets_whole += len(promises.acknowledgements)
         for connection, data, _ in promises.acknowledgements:
             connection.owed -= 1
             if not connection.closed:
@@ -317,7 +389,11 @@ class Hub:
                 connection.out.append(data)
                 connection.pending += len(data)
         for connection, data in promises.then:
+            connection.kept += 1
             connection.pending -= len(data) + _PROMISE
+            if connection.corked:
+                connection.corked = False
+                self.touch(connection)
             connection.send(data)
 
     def changed(self, session: Session) -> None:
@@ -332,6 +408,7 @@ class Hub:
             self.wake()
 
     def wake(self) -> None:
+        """Have `turn` called."""
         if not self._scheduled:
             self._scheduled = True
             self._schedule(self.turn)
@@ -342,20 +419,28 @@ class Hub:
         self.log.flush()
         self._promise_nothing_open()
         touched, self._touched = self._touched, []
+        pumped = 0
         for connection in touched:
             if connection.closed:
                 continue
             try:
                 session = connection.session
-                if session is not None and not session.live:
-                    session.pump()
-                if connection.out:
+                if session is not None and (session.shares or not session.live):
+                    if pumped < _PUMPED:
+                        session.pump()
+                    else:
+                        self.touch(connection)
+                    pumped += 1
+                if connection.out and not connection.corked:
                     data = b"".join(connection.out)
                     connection.out.clear()
                     connection.pending -= len(data)
+                    self.traffic.bytes_sent += len(data)
                     connection.wire.write(data)
                     if connection.blocked:
                         self.written_unread(connection, len(data))
+                    elif len(data) >= connection.limit:  # it was full, and has room again
+                        self.touch(connection)
             except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
                 self.crash(connection)
         if self._rule is not None:
@@ -365,7 +450,7 @@ class Hub:
 
     def _is_crowded(self) -> bool:
         edge = self.log.edge
-        return edge > 0 and any(session.position < edge and not session.stalled for session in self.behind)
+        return edge > 0 and any(follower.position < edge and not follower.stalled for follower in self.behind)
 
     def written_unread(self, connection: Connection, size: int) -> None:
         """So much was written that the peer has no room for."""
@@ -398,9 +483,13 @@ class Hub:
         self.sessions.save(promises.sessions, group)
         self._promised = promises
         self._promises = _Promises()
+        self._many_promises = _MANY
 
     def committed(self, group: Group) -> None:
         """Acknowledge, then fan out, in log order."""
+        if group.durability > MEMORY:
+            self.commits += 1
+        self._waiting = set()
         promised = self._promised
         self._promised = _Promises()
         self._keep(promised)
@@ -408,14 +497,16 @@ class Hub:
         for event in group.events:
             if event.qos and event.durability:
                 for delivery in match(event.topic):
-                    session = delivery.session
-                    if session.live:
+                    follower = delivery.session
+                    if follower.live:
                         try:
-                            session.give(event, delivery)
+                            follower.give(event, delivery)
                         except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
-                            self.crash(session.connection)
-                if event.retain:
+                            self.crash(follower.connection)
+                if event.retain and event.seq > self._overtaken.get(event.topic, 0):
                     self.retained.store(event)
+        if self._overtaken:
+            self._overtaken = {topic: seq for topic, seq in self._overtaken.items() if seq > self.log.committed}
         self.wake()
 
     def refused(self, group: Group, error: StorageError) -> None:
@@ -428,11 +519,17 @@ class Hub:
         acknowledgements = promises.acknowledgements + newer.acknowledgements
         promises.acknowledgements = []
         out: set[int] = set()
+        waiting = {event.client for connection, _, event in acknowledgements if event and _may_wait(connection)}
+        self._waiting = waiting
         for connection, ack, event in acknowledgements:
-            if connection.version < 5 or connection.closed:
+            if _may_wait(connection):
                 promises.acknowledgements.append((connection, ack, event))
                 self.hold(connection)
-            elif event is None or event.durability == MEMORY:  # only its turn was waited for
+            elif event is _EARLIER and connection.who.client_id in waiting:  # what it repeats may be what waits
+                promises.acknowledgements.append((connection, ack, event))
+            elif event is _EARLIER and not _is_received(connection, ack):  # it was refused a moment ago
+                self._refuse(connection, 2, int.from_bytes(ack[2:4]), Reason.QUOTA_EXCEEDED)
+            elif event is None or event is _EARLIER or event.durability == MEMORY:  # only its turn was waited for
                 connection.owed -= 1
                 connection.send(ack)
             else:
@@ -488,8 +585,9 @@ class Hub:
         self._next_second = now + SECOND
         self.clients.close_silent(now)
         self.sessions.save_changed(now)
-        for session in self.behind:
-            session.check_progress()
+        self.shares.save_changed()
+        for follower in self.behind:
+            follower.check_progress()
         if self._complaints > _COMPLAINTS:
             _logger.warning("%d more lines about clients were left out", self._complaints - _COMPLAINTS)
         self._complaints = 0
@@ -510,7 +608,26 @@ class Hub:
         self.sessions.restore(now)
         for row in self.log.rows(RETAINED):
             self.retained.store(_retained_event(row))
-        self._wills.restore(now)
+        self._wills.restore(now, self.sessions.all)
+
+
+def _denies(follower: Follower, topic: str) -> bool:
+    return follower.denies(topic)
+
+
+def _may_wait(connection: Connection) -> bool:
+    """Whether messages that came on this connection wait where they can't be kept, since nobody can be told so."""
+    return connection.version < 5 or connection.closed
+
+
+def _is_received(connection: Connection, ack: bytes) -> bool:
+    return connection.session is not None and int.from_bytes(ack[2:4]) in connection.session.received
+
+
+def _refusal(connection: Connection, qos: int, packet_id: int, reason: Reason, why: str, clause: str = "") -> bytes:
+    """The answer to a message that is not taken on."""
+    kind = Puback if qos == 1 else Pubrec
+    return encode_answer(connection, kind(packet_id, reason), why, clause)
 
 
 def _retained_event(row: Row) -> Event:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from broker.mqtt.properties import NEVER
+from broker.mqtt.reason import Reason
 
 if TYPE_CHECKING:
     from broker.auth import Access
@@ -14,7 +15,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The bounds that clients meet. Sizes in bytes, times in seconds; 0 keep alive: no cap."""
+    """The bounds that clients meet, and what of MQTT there is for them.
+
+    Sizes in bytes, times in seconds; 0 keep alive: no cap. A client may set `topic_alias_maximum` aliases, and for what
+    it is sent `max_topic_aliases` are set. In `response_topic_prefix` %c is the client identifier and %u the user name;
+    empty: no response information. With `redirect` nobody is connected, and MQTT 5 clients are told that, and
+    `server_reference`.
+    """
 
     max_connections: int = 10_000
     max_packet_size: int = 1 << 20
@@ -22,12 +29,24 @@ class Limits:
     max_inflight: int = 1000
     max_keep_alive: int = 0
     topic_alias_maximum: int = 16
+    max_topic_aliases: int = 16
     max_session_expiry: int = NEVER
     max_subscriptions: int = 1000
     connect_timeout: int = 10
     write_buffer: int = 512 << 10
+    max_sessions: int = 100_000
     group_bytes: int = 4 << 20
     queue_qos0: bool = False
+    max_qos: int = 2
+    retain_available: bool = True
+    wildcard_subscription_available: bool = True
+    subscription_identifier_available: bool = True
+    shared_subscription_available: bool = True
+    check_payload_format: bool = False
+    reason_strings: bool = True
+    response_topic_prefix: str = ""
+    redirect: Reason | None = None
+    server_reference: str = ""
 
 
 @dataclass(slots=True, eq=False)

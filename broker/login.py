@@ -14,8 +14,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
+from broker.answers import encode_answer
 from broker.auth import Access, Applicant, Attempt, Challenge, Check, Method, Proof, Verdict
-from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import Auth, Connect, Packet
 from broker.mqtt.properties import Properties, Property, first
@@ -66,9 +66,11 @@ class Login:
         packet, connection = self._packet, self._connection
         if self._method is not None:
             methods = _NO_METHODS if access is None else access.methods
-            if self._method not in methods:  # [MQTT-4.12.0-1]
+            if self._method not in methods:
                 raise ProtocolError(
-                    Reason.BAD_AUTHENTICATION_METHOD, f"authentication method {self._method[:_SHOWN]!r} is not offered"
+                    Reason.BAD_AUTHENTICATION_METHOD,
+                    f"authentication method {self._method[:_SHOWN]!r} is not offered",
+                    "MQTT-4.12.0-1",
                 )
             self._attempt = methods[self._method].begin()
             self._step(packet.properties)
@@ -90,10 +92,10 @@ class Login:
         Raises:
             ProtocolError: the AUTH is not the one that is due, or it proves nothing.
         """
-        if self._attempt is None or packet.reason != Reason.CONTINUE_AUTHENTICATION:  # [MQTT-4.12.0-3]
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH other than the one that is due")
-        if method_of(packet.properties) != self._method:  # [MQTT-4.12.0-5]
-            raise _another_method()
+        if self._attempt is None or packet.reason != Reason.CONTINUE_AUTHENTICATION:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH other than the one that is due", "MQTT-4.12.0-3")
+        if method_of(packet.properties) != self._method:
+            raise _another_method("MQTT-4.12.0-5")
         self._step(packet.properties)
 
     def hold(self, data: bytes) -> bool:
@@ -115,7 +117,7 @@ class Login:
         assert self._method is not None
         outcome = self._attempt.step(data_of(properties))
         if isinstance(outcome, Challenge):
-            self._connection.send(_auth(Reason.CONTINUE_AUTHENTICATION, self._method, outcome.data))
+            self._connection.send(_auth(self._connection, Reason.CONTINUE_AUTHENTICATION, self._method, outcome.data))
             return
         if isinstance(outcome, Verdict):
             raise self._refusal(outcome)  # [MQTT-4.12.0-4]
@@ -149,7 +151,7 @@ class Login:
     def _refusal(self, verdict: Verdict) -> ProtocolError:
         client_id, listener = self._packet.client_id[:_SHOWN], self._connection.listener.name
         return ProtocolError(
-            verdict.reason, f"client {client_id!r} may not connect to listener {listener}: {verdict.why}"
+            verdict.reason, f"client {client_id!r} may not connect to listener {listener}: {verdict.why}", private=True
         )
 
 
@@ -170,8 +172,8 @@ class Renewal:
             ProtocolError: the AUTH is not one that is due, or it proves nothing, or another user.
         """
         connection = self._connection
-        if method_of(packet.properties) != self._method:  # [MQTT-4.12.1-1]
-            raise _another_method()
+        if method_of(packet.properties) != self._method:
+            raise _another_method("MQTT-4.12.1-1")
         if packet.reason == Reason.RE_AUTHENTICATE:
             access = connection.listener.access
             methods = _NO_METHODS if access is None else access.methods
@@ -179,16 +181,16 @@ class Renewal:
                 raise ProtocolError(Reason.BAD_AUTHENTICATION_METHOD, "the method is not offered any more")
             self._attempt = methods[self._method].begin()
         elif self._attempt is None or packet.reason != Reason.CONTINUE_AUTHENTICATION:
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH that nobody has asked for")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH that nobody has asked for", "section 4.12.1")
         outcome = self._attempt.step(data_of(packet.properties))
         if isinstance(outcome, Challenge):
-            connection.send(_auth(Reason.CONTINUE_AUTHENTICATION, self._method, outcome.data))
+            connection.send(_auth(connection, Reason.CONTINUE_AUTHENTICATION, self._method, outcome.data))
             return
         if not isinstance(outcome, Proof) or outcome.username != connection.who.username:  # [MQTT-4.12.1-2]
             why = outcome.why if isinstance(outcome, Verdict) else f"it is {outcome.username[:_SHOWN]!r} now"
-            raise ProtocolError(Reason.NOT_AUTHORIZED, f"has not proved again who it is: {why}")
+            raise ProtocolError(Reason.NOT_AUTHORIZED, f"has not proved again who it is: {why}", private=True)
         self._attempt = None
-        connection.send(_auth(Reason.SUCCESS, self._method, outcome.data))
+        connection.send(_auth(connection, Reason.SUCCESS, self._method, outcome.data))
 
 
 def method_of(properties: Properties) -> str | None:
@@ -207,9 +209,9 @@ def _said(method: str, data: bytes) -> Properties:
     return ((Property.AUTHENTICATION_METHOD, method), (Property.AUTHENTICATION_DATA, data))
 
 
-def _auth(reason: Reason, method: str, data: bytes) -> bytes:
-    return encode(Auth(reason, _said(method, data)), 5)  # [MQTT-4.12.0-2]
+def _auth(connection: Connection, reason: Reason, method: str, data: bytes) -> bytes:
+    return encode_answer(connection, Auth(reason, _said(method, data)))  # [MQTT-4.12.0-2]
 
 
-def _another_method() -> ProtocolError:
-    return ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH with another authentication method than the CONNECT")
+def _another_method(clause: str) -> ProtocolError:
+    return ProtocolError(Reason.PROTOCOL_ERROR, "an AUTH with another authentication method than the CONNECT", clause)

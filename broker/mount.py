@@ -69,7 +69,9 @@ class MountedDecoder(Decoder):
         topic = self._mount + topic
         if len(topic) > LONGEST // 4 and len(topic.encode()) > LONGEST:
             raise ProtocolError(
-                Reason.TOPIC_NAME_INVALID, f"a topic of more than {LONGEST} bytes, mount point included"
+                Reason.TOPIC_NAME_INVALID,
+                f"a topic of more than {LONGEST} bytes, mount point included",
+                "MQTT-4.7.3-3",
             )
         return topic
 

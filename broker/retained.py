@@ -24,11 +24,13 @@ class _Node:
 class Retained:
     """The last retained message of each topic."""
 
-    __slots__ = ("_root", "count")
+    __slots__ = ("_root", "count", "size")
 
     def __init__(self) -> None:
         self._root = _Node()
         self.count = 0
+        self.size = 0
+        """Bytes of all payloads together."""
 
     def store(self, event: Event) -> None:
         """Keep this message for its topic [MQTT-3.3.1-5]; an empty payload removes what is there [MQTT-3.3.1-6]."""
@@ -44,6 +46,9 @@ class Retained:
             node = child
         if node.event is None:
             self.count += 1
+        else:
+            self.size -= len(node.event.payload)
+        self.size += len(event.payload)
         node.event = event
 
     def match(self, filter: str) -> Iterator[Event]:
@@ -90,8 +95,10 @@ class Retained:
             if child is None:
                 return
             path.append(child)
-        if path[-1].event is not None:
+        gone = path[-1].event
+        if gone is not None:
             self.count -= 1
+            self.size -= len(gone.payload)
         path[-1].event = None
         for depth in range(len(levels), 0, -1):
             if path[depth].event is not None or path[depth].children:

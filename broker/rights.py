@@ -8,6 +8,7 @@ from broker.acl import Who
 from broker.listener import Listener
 from broker.mqtt.reason import Reason
 from broker.mqtt.topic import SHARE, matches
+from broker.offer import reason_in_words, unavailable
 
 if TYPE_CHECKING:
     from broker.connection import Connection
@@ -16,6 +17,8 @@ _PERMITTED: Final = 10_000
 """Topics at most that are remembered as permitted to the clients of a listener to whom no rules apply."""
 _PERMITTED_BY_RULES: Final = 1000
 """Topics at most that are remembered as permitted to one client by rules."""
+LEVELS: Final = 200
+"""Levels of a topic or a filter at most, whatever quotas allow, as in Mosquitto: each costs 250 bytes in a tree."""
 _LONG: Final = 256
 """Characters of a topic that is not worth remembering."""
 _BRIDGE_STATE: Final = "$SYS/broker/connection/+/state"
@@ -38,6 +41,8 @@ def forbids_topic(connection: Connection, topic: str) -> Reason | None:
     listener, rules = connection.listener, connection.rules
     if listener.meter is not None and listener.meter.quotas.objection(topic) is not None:
         return Reason.TOPIC_NAME_INVALID
+    if topic.count("/") >= LEVELS:
+        return Reason.TOPIC_NAME_INVALID
     if topic[0] == "$" and not _is_for_clients(topic, listener):
         return Reason.NOT_AUTHORIZED
     if rules is not None and not rules.may_publish(connection.who, topic):
@@ -53,6 +58,10 @@ def forbids_topic(connection: Connection, topic: str) -> Reason | None:
 def forbids_filter(connection: Connection, filter: str) -> tuple[Reason, str] | None:
     """Why a client may not subscribe by a valid filter: the reason code, and the same in words."""
     meter, rules = connection.listener.meter, connection.rules
+    if (lacking := unavailable(connection.limits, filter)) is not None:
+        return lacking, f"can't subscribe to {filter[:64]!r}: {reason_in_words(lacking)}"
+    if filter.count("/") >= LEVELS:
+        return Reason.TOPIC_FILTER_INVALID, f"can't subscribe to {filter[:64]!r}: it has more than {LEVELS} levels"
     if meter is not None and (objection := meter.quotas.objection(filter)) is not None:
         return Reason.TOPIC_FILTER_INVALID, f"can't subscribe to {filter[:64]!r}: {objection}"
     if rules is not None and not rules.may_subscribe(connection.who, filter):

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 from typing import Generic, TypeVar
 
 S = TypeVar("S")
+S_co = TypeVar("S_co", covariant=True)
 
 _CACHED_TOPICS = 10_000
 
@@ -32,10 +33,10 @@ class Grant:
 
 
 @dataclass(frozen=True, slots=True)
-class Delivery(Generic[S]):
+class Delivery(Generic[S_co]):
     """How one session gets the messages of one topic."""
 
-    session: S
+    session: S_co
     qos: int
     retain_as_published: bool
     identifiers: tuple[int, ...]
@@ -45,7 +46,7 @@ class Delivery(Generic[S]):
     """Nothing special: no identifiers, no No Local, no Retain As Published. The fast path."""
     no_local: bool
     """Some of the grants do not want the session's own messages."""
-    own: Delivery[S] | None
+    own: Delivery[S_co] | None
     """How the session gets its own messages."""
     denied: bool = False
     """It does not: rules are against it."""

@@ -1,14 +1,7 @@
 """One client's session: its subscriptions, its place in the log, and what it has not acknowledged yet.
 
-A session is a cursor. While its client is connected it is in one of two states:
-
-- *live*: it has been given everything that was committed, and the hub gives it each further event as it commits;
-- *behind*: its window or its socket was full, or it has been away. Nothing is queued for it: it reads the log from its
-  cursor whenever there is room, until it has caught up. Then it is live again.
-
-Events that go out before they commit (QoS 0, durability `memory`) reach live sessions at once, ahead of their turn. So
-that a session that falls behind does not read them again, it remembers up to which seq it has had them (`early_upto`);
-and a session that becomes live is given those that have gone out and not yet committed.
+A session is a cursor: a `Follower` of the log. Beside what it reads itself it is given what comes of its shared
+subscriptions (`shares`), which are followers of their own: `shared` says which messages on their way are theirs.
 
 Outbound packet identifiers move unacked (QoS 1 PUBLISH sent), or unreceived (QoS 2 PUBLISH sent) then uncompleted
 (PUBREL sent). They hold seqs only: a message that must be sent again is read back from the log, a few at a time. Each
@@ -28,54 +21,37 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
 from struct import Struct
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, Final
 
-from broker.mount import seen_properties
+from broker.follower import Follower, Host
+from broker.mount import LONGEST, seen_properties
+from broker.mqtt.errors import ProtocolError
 from broker.mqtt.properties import NEVER, Property, encode_properties
+from broker.mqtt.reason import Reason
 from broker.mqtt.topic import compile_filters, matches
-from broker.mqtt.wire import encode_varint
+from broker.mqtt.wire import VARINT_MAX, encode_varint
 from broker.router import Delivery, Grant, merge
-from storage.interface import SESSIONS, SUBSCRIPTIONS, Accepts, Cursor, Event, Group, Log, Row
+from storage.interface import SESSIONS, SUBSCRIPTIONS, Accepts, Event, Group, Row
 
 if TYPE_CHECKING:
+    from broker.aliases import Aliases
     from broker.connection import Connection
-    from broker.frames import FrameCache
-    from broker.retained import Retained
+    from broker.frames import Frame
+    from broker.share import Share
 
 _UNACKED, _UNRECEIVED, _UNCOMPLETED = 1, 2, 3
 _inflight = Struct(">BHQ")
 _identifier = Struct(">H")
 _MATCHES_KEPT = 1024
+_OF_BROKER: Final = "$SYS/"
+"""What each filter begins with that matches what the broker says of itself."""
 _SLICE: Final = 32
 """Messages that are read back at a time."""
+_ALIAS: Final = bytes((Property.TOPIC_ALIAS,))
+_SURE: Final = VARINT_MAX - 4 - LONGEST
+"""Bytes of properties and payload that fit into a packet beside any topic and packet identifier."""
 _STEPS: Final = 2000
 """Events that one turn of the loop looks at for one session."""
-
-
-class Host(Protocol):
-    """What a session needs of the hub."""
-
-    log: Log
-    frames: FrameCache
-    retained: Retained
-    behind: set[Session]
-    now: int
-    queue_qos0: bool
-    dropped_expired: int
-    dropped_oversized: int
-    dropped_away: int
-    dropped_gone: int
-    dropped_denied: int
-    delivered: int
-
-    def changed(self, session: Session) -> None:
-        """Write its row within about a second."""
-
-    def checkpoint(self, session: Session) -> None:
-        """Write its row with the open group, and have that group fsynced."""
-
-    def after_commit(self, connection: Connection, data: bytes) -> None:
-        """Send this once the open group has committed."""
 
 
 @dataclass(slots=True)
@@ -83,63 +59,61 @@ class _Walk:
     """The retained messages that a subscription gets: those of up to `committed`, and early ones of up to `last`."""
 
     steps: Iterator[Event | None]
-    delivery: Delivery[Session]
+    delivery: Delivery[Follower]
     committed: int
     last: int
+    after: int
+    """It begins when its connection has been sent so many packets that wait for commits: behind its SUBACK."""
 
 
-class Session:
+class Session(Follower):
     """One client's session. Every method is called on the loop."""
 
     __slots__ = (
-        "_accepts",
-        "_cursor",
-        "_host",
+        "_compiled",
         "_matches",
         "_next_id",
-        "_parked",
         "_read_back",
         "_reading",
         "_resend",
         "_retained",
-        "_seen_at",
-        "away_upto",
         "client_id",
-        "connection",
         "dirty",
         "dup_upto",
-        "early_upto",
         "ended",
         "expiry",
         "grants",
-        "live",
         "mount",
         "received",
+        "shared",
+        "shares",
         "slots",
-        "stalled",
         "stored",
         "unacked",
         "uncompleted",
         "unreceived",
+        "username",
         "v5",
         "version",
         "window",
     )
 
     def __init__(self, host: Host, client_id: str, version: int, expiry: int, position: int) -> None:
+        super().__init__(host, position)
         self.client_id = client_id
+        self.username = ""
+        """Whose it is; empty: nobody's in particular."""
         self.version = version
         self.v5 = version == 5
         self.expiry = expiry
         """Session expiry interval in s; 0: it ends with its connection; NEVER."""
         self.ended = 0
         """When its last connection ended, µs since the epoch; 0 while connected."""
-        self.connection: Connection | None = None
-        self.live = False
-        self.stalled = False
-        """Whether it is behind, and has taken nothing from the log for a second."""
-        self._seen_at = position
         self.grants: dict[str, Grant] = {}
+        self.shares: dict[str, Share] = {}
+        """Its shared subscriptions, by filter."""
+        self.shared: dict[int, Share] = {}
+        """Which of them a message comes of: unacked or unreceived packet identifier to shared subscription."""
         self.mount = ""
         """What is taken off the topics that its client is given: the mount point of the listener."""
         self.window = 0
@@ -150,17 +124,11 @@ class Session:
         self.uncompleted: dict[int, int] = {}
         self.received: set[int] = set()
         """Inbound QoS 2 packet identifiers, from PUBLISH until PUBREL."""
-        self.early_upto = 0
-        self.away_upto = 0
-        """Up to here it was away: QoS 0 messages are not made up for, unless `queue_qos0`."""
         self.dup_upto = 0
         """Up to here an earlier run may have sent messages already: they carry DUP."""
         self.dirty = False
         self.stored = False
         """Whether the engine may have rows of it."""
-        self._host = host
-        self._parked = position
-        self._cursor: Cursor | None = None
         self._resend: dict[int, int] = {}
         """What this connection has not been sent again yet: packet identifier to seq, in the order of seqs."""
         self._read_back: dict[int, Event | None] = {}
@@ -169,8 +137,8 @@ class Session:
         self._retained: dict[str, _Walk] = {}
         """Of the subscriptions that wait for their retained messages, by filter; the first is under way."""
         self._next_id = 1
-        self._matches: dict[str, Delivery[Session] | None] = {}
-        self._accepts: Accepts | None = None
+        self._matches: dict[str, Delivery[Follower] | None] = {}
+        self._compiled: Accepts | None = None
         """Compiled when it is needed: a client may change a thousand subscriptions one by one."""
 
     # -- state that outlives the connection
@@ -185,13 +153,6 @@ class Session:
         """When it ends unless its client returns, µs since the epoch; 0: not as things are."""
         return self.ended + self.expiry * 1_000_000 if self.ended and self.expiry != NEVER else 0
 
-    @property
-    def position(self) -> int:
-        """Every event up to this seq has been given to the client, or did not match."""
-        if self.live:
-            return self._host.log.committed
-        return self._parked if self._cursor is None else self._cursor.position
-
     def save(self, group: Group) -> None:
         """Put its row into a group."""
         inflight = b"".join(
@@ -205,15 +166,47 @@ class Session:
         )
         received = b"".join(map(_identifier.pack, self.received))
         connected = int(self.connection is not None)
-        values = (self.version, self.expiry, connected, self.ended, self.position, inflight, received)
+        values = (
+            self.version,
+            self.expiry,
+            connected,
+            self.ended,
+            self.position,
+            inflight,
+            received,
+            self._shared_row(),
+            self.username,
+        )
         group.put(SESSIONS, (self.client_id,), values)
         self.dirty = False
         self.stored = True
 
+    def _shared_row(self) -> bytes:
+        """For each shared subscription with messages on their way: filter, U+0000, their number, packet identifiers."""
+        ids: dict[Share, list[int]] = {}
+        for packet_id, share in self.shared.items():
+            ids.setdefault(share, []).append(packet_id)
+        return b"".join(
+            share.filter.encode() + b"\0" + b"".join(map(_identifier.pack, (len(found), *found)))
+            for share, found in ids.items()
+        )
+
+    def restore_shared(self, row: bytes) -> None:
+        """Take over which messages on their way are of shared subscriptions."""
+        while row:
+            filter, _, row = row.partition(b"\0")
+            end = 2 + 2 * int.from_bytes(row[:2])
+            share = self.shares.get(filter.decode())
+            if share is not None:
+                for (packet_id,) in _identifier.iter_unpack(row[2:end]):
+                    self.shared[packet_id] = share
+                share.expect(self)
+            row = row[end:]
+
     @classmethod
     def restore(cls, host: Host, row: Row) -> Session:
         """The session that a row describes, without its subscriptions."""
-        client_id, version, expiry, connected, ended, position, inflight, received = row
+        client_id, version, expiry, connected, ended, position, inflight, received, shared, username = row
         assert isinstance(client_id, str)
         assert isinstance(version, int)
         assert isinstance(expiry, int)
@@ -221,9 +214,12 @@ class Session:
         assert isinstance(position, int)
         assert isinstance(inflight, bytes)
         assert isinstance(received, bytes)
+        assert isinstance(shared, bytes)
+        assert isinstance(username, str)
         session = cls(host, client_id, version, expiry, position)
         session.ended = ended
         session.stored = True
+        session.username = username
         windows = {_UNACKED: session.unacked, _UNRECEIVED: session.unreceived, _UNCOMPLETED: session.uncompleted}
         for stage, packet_id, seq in _inflight.iter_unpack(inflight):
             windows[stage][packet_id] = seq
@@ -237,7 +233,7 @@ class Session:
         if not self.stored:
             return
         group.delete(SESSIONS, (self.client_id,))
-        for filter in self.grants:
+        for filter in (*self.grants, *self.shares):
             group.delete(SUBSCRIPTIONS, (self.client_id, filter))
         self.stored = False
 
@@ -253,34 +249,33 @@ class Session:
         self.mount = connection.listener.mount_point
         self.window = window
         self.slots = window - len(self.uncompleted)
-        log = self._host.log
-        self.away_upto = log.last
         sent = sorted((seq, packet_id) for w in (self.unacked, self.unreceived) for packet_id, seq in w.items())
         self._resend = {packet_id: seq for seq, packet_id in sent}  # [MQTT-4.4.0-1], [MQTT-4.6.0-1]
         for packet_id in self.uncompleted:
             self.answer(b"\x62\x02" + packet_id.to_bytes(2))
-        self._cursor = self._cursor_from(self._parked)
-        self._host.behind.add(self)
-        self._hungry()
+        self._begin()
 
     def detach(self, now: int) -> None:
         """The connection is gone: from now on the session is its position."""
-        if self.live:
-            self.early_upto = self._host.log.last
-        self._parked = self.position
-        self._host.behind.discard(self)
-        self.live = False
+        self._park()
         self.connection = None
         self.ended = now
         self._resend = {}
         self._read_back = {}
         self._reading = False
         self._retained = {}
-        if self._cursor is not None:
-            self._cursor.close()
-            self._cursor = None
 
     # -- subscriptions
+
+    @property
+    def subscriptions(self) -> int:
+        """How many it has."""
+        return len(self.grants) + len(self.shares)
+
+    def granted(self, filter: str) -> Grant | None:
+        """Its subscription with this filter."""
+        share = self.shares.get(filter)
+        return self.grants.get(filter) if share is None else share.members[self]
 
     def subscribe(self, grant: Grant) -> None:
         """Add or replace a subscription."""
@@ -302,14 +297,14 @@ class Session:
 
     def _filters_changed(self) -> None:
         self._matches.clear()
-        self._accepts = None
+        self._compiled = None
         if self._cursor is not None:
             self._hungry()
 
-    def _cursor_from(self, position: int) -> Cursor:
-        if self._accepts is None:
-            self._accepts = compile_filters(tuple(self.grants))
-        return self._host.log.cursor(position, self._accepts, self._hungry)
+    def _accepts(self) -> Accepts:
+        if self._compiled is None:
+            self._compiled = compile_filters(tuple(self.grants))
+        return self._compiled
 
     def _hungry(self) -> None:
         if self.connection is not None:
@@ -325,8 +320,10 @@ class Session:
     def rules_changed(self) -> None:
         """Rules may say otherwise than they did."""
         self._matches.clear()
+        for share in self.shares.values():
+            share.forget()
 
-    def _match(self, topic: str) -> Delivery[Session] | None:
+    def _match(self, topic: str) -> Delivery[Follower] | None:
         found = self._matches.get(topic)
         if found is None and topic not in self._matches:
             if len(self._matches) >= _MATCHES_KEPT:
@@ -338,8 +335,7 @@ class Session:
 
     # -- outbound messages
 
-    def give(self, event: Event, delivery: Delivery[Session]) -> None:
-        """One event for a live session, in log order or early."""
+    def give(self, event: Event, delivery: Delivery[Follower]) -> None:
         connection = self.connection
         assert connection is not None
         qos = delivery.qos if delivery.qos < event.qos else event.qos
@@ -354,26 +350,46 @@ class Session:
         else:
             self._deliver(event, delivery)
 
-    def want_retained(self, grant: Grant) -> None:
-        """Give it the retained messages that there were before this subscription."""
-        delivery = merge(self, [grant])
+    def tell(self, event: Event, delivery: Delivery[Follower]) -> bool:
+        if not self.has_room(0):
+            return False
+        self._deliver(event, delivery)
+        return True
+
+    def tell_later(self) -> None:
+        for grant in self.grants.values():
+            if grant.filter.startswith(_OF_BROKER):
+                self.want_retained(grant)
+
+    def want_retained(self, grant: Grant, after: int = 0) -> None:
+        """Give it the retained messages that there were before this subscription.
+
+        They begin when its connection has been sent so many packets that wait for commits.
+        """
+        delivery: Delivery[Follower] | None = merge(self, [grant])
         assert delivery is not None
         log = self._host.log
-        self._retained[grant.filter] = _Walk(self._host.retained.walk(grant.filter), delivery, log.committed, log.last)
+        walk = _Walk(self._host.retained.walk(grant.filter), delivery, log.committed, log.last, after)
+        self._retained[grant.filter] = walk
         if self.live:
             self._fall_behind(None)
         else:
             self._hungry()
 
     def pump(self) -> None:
-        """Go on reading the log while there is room; become live where it ends."""
+        """Go on reading the log while there is room; become live where it ends. So, too, its shared subscriptions."""
+        if not self.live:
+            self._pump()
+        for share in self.shares.values():
+            if not share.live:
+                share.pump()
+
+    def _pump(self) -> None:
+        if self._compiled is None and self._cursor is not None:
+            self._read_from(self._cursor.position)
         connection, cursor = self.connection, self._cursor
         if connection is None or cursor is None:
             return
-        if self._accepts is None:
-            position = cursor.position
-            cursor.close()
-            self._cursor = cursor = self._cursor_from(position)
         for _ in range(_STEPS):
             if self.slots <= 0 or connection.blocked or connection.pending >= connection.limit:
                 cursor.release()
@@ -383,6 +399,9 @@ class Session:
                 if not self._send_again():
                     return
             elif self._retained:
+                if connection.kept < next(iter(self._retained.values())).after:
+                    cursor.release()
+                    return  # its SUBACK goes first, and with it the connection is touched
                 self._give_retained()
             elif (event := cursor.next()) is not None:
                 self._catch_up(event)
@@ -423,6 +442,7 @@ class Session:
 
     def _give_up(self, packet_id: int) -> None:
         """A message can't be sent again. At QoS 2 the client may hold its identifier, and must release it."""
+        self.shared.pop(packet_id, None)
         if self.unacked.pop(packet_id, None) is None:
             self.uncompleted[packet_id] = self.unreceived.pop(packet_id)
             self.slots -= 1
@@ -443,38 +463,6 @@ class Session:
             else:
                 self._deliver(event, walk.delivery, retained=True)
 
-    def _fall_behind(self, event: Event | None) -> None:
-        """Read the log from just before this event; None: from what has committed."""
-        log = self._host.log
-        if event is None or not event.early:
-            self.early_upto = log.last
-        else:
-            self.early_upto = event.seq - 1
-        position = log.committed if event is None or event.early else event.seq - 1
-        self.live = False
-        self.stalled = False
-        self._cursor = self._cursor_from(position)
-        self._host.behind.add(self)
-        self._hungry()
-
-    def _go_live(self) -> None:
-        assert self._cursor is not None
-        self._cursor.close()
-        self._cursor = None
-        self._host.behind.discard(self)
-        self.live = True
-        for event in self._host.log.uncommitted():
-            if event.early and event.seq > self.early_upto and (delivery := self._match(event.topic)) is not None:
-                if event.seq > delivery.since:
-                    self.give(event, delivery)
-                if not self.live:
-                    break
-
-    def check_progress(self) -> None:
-        """Find out whether it has taken anything from the log since the last call."""
-        self.stalled = self.position == self._seen_at
-        self._seen_at = self.position
-
     def _catch_up(self, event: Event) -> None:
         delivery = self._match(event.topic)
         if delivery is not None and event.seq <= delivery.since:
@@ -487,7 +475,9 @@ class Session:
             return
         self._deliver(event, delivery, dup=event.seq <= self.dup_upto)
 
-    def _deliver(self, event: Event, delivery: Delivery[Session], *, retained: bool = False, dup: bool = False) -> None:
+    def _deliver(
+        self, event: Event, delivery: Delivery[Follower], *, retained: bool = False, dup: bool = False
+    ) -> None:
         if self.mount and not event.topic.startswith(self.mount):
             return
         host = self._host
@@ -501,19 +491,69 @@ class Session:
             if delivery.own is None:
                 return
             delivery = delivery.own
-        qos = min(event.qos, delivery.qos)
         retain = event.retain and (retained or delivery.retain_as_published)  # [MQTT-3.3.1-12]
+        self._send(event, delivery, retain, dup)
+
+    def _send(
+        self, event: Event, delivery: Delivery[Follower], retain: bool, dup: bool, share: Share | None = None
+    ) -> bool:
+        """Send a message for the first time on this connection; False: its client does not take what is so large."""
+        qos = min(event.qos, delivery.qos)
         dup = dup and qos == 1  # at QoS 2 it is in the session's row before it goes out: it has never gone out
-        if dup or self.mount or (self.v5 and (event.expires or delivery.identifiers)):
+        connection = self.connection
+        assert connection is not None
+        # A QoS 2 message may wait for a commit while others overtake it: it has no alias.
+        if connection.aliases is not None and (qos < 2 or not (self.expiry or share)):
+            head, tail = self._aliased_frame(event, qos, retain, dup, delivery.identifiers, connection.aliases)
+        elif dup or self.mount or (self.v5 and (event.expires or delivery.identifiers)):
             head, tail = self._special_frame(event, qos, retain, dup, delivery.identifiers)
         else:
-            head, tail = host.frames.frame(event, self.v5, qos, retain)
-        if self._fits(head, tail, qos):
-            if qos == 0:
-                assert self.connection is not None
-                self.connection.send_publish(head, tail)
-            else:
-                self._send_numbered(event.seq, qos, head, tail)
+            head, tail = self._host.frames.frame(event, self.v5, qos, retain)
+        if not self._fits(head, tail, qos):
+            self._host.dropped_oversized += 1
+            return False
+        if qos == 0:
+            connection.send_publish(head, tail)
+        else:
+            self._send_numbered(event.seq, qos, head, tail, share)
+        return True
+
+    def has_room(self, qos: int) -> bool:
+        """Whether it can be given a message of a shared subscription at this QoS now."""
+        connection = self.connection
+        return (
+            connection is not None
+            and not connection.blocked
+            and connection.pending < connection.limit
+            and not (qos and (self.slots <= 0 or self._resend))
+        )
+
+    def give_shared(self, event: Event, delivery: Delivery[Session], share: Share) -> bool:
+        """One event of a shared subscription, where there is room; False: its client does not take what is so large."""
+        connection = self.connection
+        assert connection is not None
+        if not delivery.plain or event.expires or connection.shaped:
+            return self._send(event, delivery, event.retain and delivery.retain_as_published, False, share)
+        qos = delivery.qos if delivery.qos < event.qos else event.qos
+        head, tail = self._host.frames.frame(event, self.v5, qos, False)
+        if qos == 0:
+            connection.send_publish(head, tail)
+        else:
+            self._send_numbered(event.seq, qos, head, tail, share)
+        return True
+
+    def release(self, share: Share) -> list[int]:
+        """Give back what is of this shared subscription and was sent at QoS 1 without an answer: its seqs.
+
+        What was sent at QoS 2 is this client's and nobody else's [MQTT-4.8.2-4] [MQTT-4.8.2-5].
+        """
+        ids = [packet_id for packet_id, its in self.shared.items() if its is share and packet_id in self.unacked]
+        for packet_id in ids:
+            del self.shared[packet_id]
+        seqs = [self.unacked.pop(packet_id) for packet_id in ids]
+        if ids and self.expiry:
+            self._host.changed(self)
+        return seqs
 
     def _repeat(self, packet_id: int, event: Event) -> None:
         """Send a message again, under the identifier that it has [MQTT-3.3.1-1]."""
@@ -525,7 +565,8 @@ class Session:
             self._give_up(packet_id)
             return
         qos = 1 if packet_id in self.unacked else 2
-        delivery = self._match(event.topic)
+        share = self.shared.get(packet_id)
+        delivery = self._match(event.topic) if share is None else share.delivery_of(self)
         retain = event.retain
         identifiers: tuple[int, ...] = ()
         if delivery is not None:
@@ -534,6 +575,7 @@ class Session:
             identifiers = delivery.identifiers
         head, tail = self._special_frame(event, qos, retain, True, identifiers)
         if not self._fits(head, tail, qos):
+            self._host.dropped_oversized += 1
             self._give_up(packet_id)
             return
         self.slots -= 1
@@ -542,41 +584,70 @@ class Session:
         if qos == 1:
             connection.send_numbered(head, packet_id, tail)
         else:
-            self._host.delivered += 1
+            self._host.traffic.publish_whole(len(tail))
             self.answer(head + packet_id.to_bytes(2) + tail)
 
     def _fits(self, head: bytes, tail: bytes, qos: int) -> bool:
         assert self.connection is not None
         largest = self.connection.max_packet_size
-        if largest and len(head) + len(tail) + (2 if qos else 0) > largest:  # [MQTT-3.1.2-24], [MQTT-3.1.2-25]
-            self._host.dropped_oversized += 1
-            return False
-        return True
+        # [MQTT-3.1.2-24], [MQTT-3.1.2-25]
+        return bool(head) and not (largest and len(head) + len(tail) + (2 if qos else 0) > largest)
+
+    def _aliased_frame(
+        self, event: Event, qos: int, retain: bool, dup: bool, identifiers: tuple[int, ...], aliases: Aliases
+    ) -> Frame:
+        """A frame in which an alias stands for the topic, or is set, unless there is no room for setting it."""
+        alias = aliases.find(event.topic)
+        if alias:
+            return self._special_frame(event, qos, retain, dup, identifiers, alias, known=True)
+        alias = aliases.offer(event.topic)
+        if alias:
+            head, tail = self._special_frame(event, qos, retain, dup, identifiers, alias)
+            if self._fits(head, tail, qos):
+                aliases.set(event.topic, alias)
+                return head, tail
+        return self._special_frame(event, qos, retain, dup, identifiers)
 
     def _special_frame(
-        self, event: Event, qos: int, retain: bool, dup: bool, identifiers: tuple[int, ...]
-    ) -> tuple[bytes, bytes]:
+        self,
+        event: Event,
+        qos: int,
+        retain: bool,
+        dup: bool,
+        identifiers: tuple[int, ...],
+        alias: int = 0,
+        *,
+        known: bool = False,
+    ) -> Frame:
+        """A frame for this client alone; empty: no packet can be so large. A `known` alias goes without the topic."""
         first = 0x30 | dup << 3 | qos << 1 | retain
+        topic = "" if known else event.topic.removeprefix(self.mount)
         tail = event.payload
         if self.v5:
             properties = event.properties
             if self.mount:
                 properties = seen_properties(self.mount, properties)
             if event.expires:  # [MQTT-3.3.2-6]
-                left = max(1, (event.expires - self._host.now) // 1_000_000)
+                left = max(1, -((self._host.now - event.expires) // 1_000_000))  # whole seconds that it has waited
                 properties += encode_properties(((Property.MESSAGE_EXPIRY_INTERVAL, left),))
             if identifiers:
                 properties += encode_properties(tuple((Property.SUBSCRIPTION_IDENTIFIER, i) for i in identifiers))
+            if alias:
+                properties += _ALIAS + alias.to_bytes(2)
             tail = encode_varint(len(properties)) + properties + tail
-        return self._host.frames.build(event.topic.removeprefix(self.mount), first, qos, tail)
+        if len(tail) > _SURE and len(tail) + len(topic.encode()) + 4 > VARINT_MAX:
+            return b"", b""
+        return self._host.frames.build(topic, first, qos, tail)
 
-    def _send_numbered(self, seq: int, qos: int, head: bytes, tail: bytes) -> None:
+    def _send_numbered(self, seq: int, qos: int, head: bytes, tail: bytes, share: Share | None = None) -> None:
         packet_id = self._next_id
         unacked = self.unacked
         while packet_id in unacked or packet_id in self.unreceived or packet_id in self.uncompleted:
             packet_id = packet_id % 65535 + 1  # [MQTT-2.2.1-4]
         self._next_id = packet_id % 65535 + 1
         self.slots -= 1
+        if share is not None:
+            self.shared[packet_id] = share
         if qos == 1:
             unacked[packet_id] = seq
             if self.expiry and not self.dirty:
@@ -586,10 +657,14 @@ class Session:
             connection.send_numbered(head, packet_id, tail)
         else:
             self.unreceived[packet_id] = seq
-            self._host.delivered += 1
-            if self.expiry:
+            self._host.traffic.publish_whole(len(tail))
+            data = head + packet_id.to_bytes(2) + tail
+            if self.expiry or (share is not None and share.stored):
+                assert self.connection is not None
                 self._host.checkpoint(self)
-            self.answer(head + packet_id.to_bytes(2) + tail)
+                self._host.after_commit(self.connection, data)
+            else:
+                self.answer(data)
 
     def answer(self, data: bytes) -> None:
         """Send this once everything that was checkpointed is on disk; at once where the session is not to last."""
@@ -605,16 +680,24 @@ class Session:
     def on_puback(self, packet_id: int) -> None:
         """QoS 1: the client has it."""
         if self.unacked.pop(packet_id, None) is not None:
+            if self.shared:
+                self.shared.pop(packet_id, None)
             if self._resend:
                 self._settle(packet_id)
                 return
             self.slots += 1
             if self.expiry and not self.dirty:
                 self._host.changed(self)
+        elif packet_id in self.unreceived or packet_id in self.uncompleted:
+            raise _out_of_place("a PUBACK for a QoS 2 message")
 
     def on_pubrec(self, packet_id: int, reason: int) -> None:
         """QoS 2: the client has it, or (reason of 0x80 and above) does not want it."""
         seq = self.unreceived.pop(packet_id, None)
+        if seq is None and packet_id in self.unacked:
+            raise _out_of_place("a PUBREC for a QoS 1 message")
+        if seq is not None and self.shared:
+            self.shared.pop(packet_id, None)  # also where it is refused: nobody else gets it [MQTT-4.8.2-6]
         if reason >= 0x80:
             if seq is not None:
                 self._settle(packet_id)
@@ -638,6 +721,8 @@ class Session:
         """QoS 2: done; the identifier is free."""
         if self.uncompleted.pop(packet_id, None) is not None:
             self._settle(packet_id)
+        elif packet_id in self.unacked or packet_id in self.unreceived:
+            raise _out_of_place("a PUBCOMP for a message without a PUBREL")
 
     def _settle(self, packet_id: int) -> None:
         """A message is done: its slot is free, if it had one on this connection."""
@@ -645,3 +730,7 @@ class Session:
             self.slots += 1
         if self.expiry and not self.dirty:
             self._host.changed(self)
+
+
+def _out_of_place(what: str) -> ProtocolError:
+    return ProtocolError(Reason.PROTOCOL_ERROR, what)  # [MQTT-4.13.1-1]

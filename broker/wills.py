@@ -6,7 +6,7 @@ that its message is in. One with a delay waits for it, or for the end of its ses
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from typing import Final
 
 from broker.mqtt.packets import Will
@@ -68,18 +68,24 @@ class Wills:
                 del self._waiting[client_id]
                 self._execute(client_id, will, now)
 
-    def restore(self, now: int) -> None:
-        """Take up those of an earlier run. A client that was connected when it ended is gone since now. Blocks."""
+    def restore(self, now: int, sessions: Container[str]) -> None:
+        """Take up those of an earlier run. A client that was connected when it ended is gone since now. Blocks.
+
+        A session that is not among these has ended with that run, and its will waits no longer. [MQTT-3.1.2-8]
+        """
         for row in self._log.rows(WILLS):
             client_id, will, due = _read(row)
-            delay = _interval(will, Property.WILL_DELAY_INTERVAL) * SECOND
-            self._waiting[client_id] = (due or now + delay, will)
+            if client_id in sessions:
+                delay = _interval(will, Property.WILL_DELAY_INTERVAL) * SECOND
+                self._waiting[client_id] = (due or now + delay, will)
+            else:
+                self._execute(client_id, will, now)
 
     def _execute(self, client_id: str, will: Will, now: int) -> None:
         self.discard(client_id)
         properties = encode_properties(tuple(p for p in will.properties if p[0] not in _TRAVELS_NOT))
-        interval = _interval(will, Property.MESSAGE_EXPIRY_INTERVAL)
-        expires = now + interval * SECOND if interval else 0
+        interval = first(will.properties, Property.MESSAGE_EXPIRY_INTERVAL)
+        expires = now + interval * SECOND if isinstance(interval, int) else 0
         self._publish(client_id, will.topic, will.payload, will.qos, will.retain, properties, expires)
 
     def _put(self, client_id: str, will: Will, due: int) -> None:

@@ -7,13 +7,15 @@ The rules:
    a byte of it is changed, and the node goes on with an empty log.
 3. A start looks at the ends of the database, which takes no longer for a longer log. Every page is examined only after
    SQLite has reported damage; `berm.db.suspect` stands there from then until that has been done.
-4. A database of a newer Berm is not touched.
+4. A database of an earlier Berm is brought up to date once it has been found sound, and in one transaction. One of a
+   newer Berm is not touched.
 """
 
 from __future__ import annotations
 
 import errno
 import fcntl
+import logging
 import os
 import sqlite3
 from contextlib import closing, suppress
@@ -22,7 +24,8 @@ from struct import Struct
 from time import sleep, time
 from typing import Final
 
-from storage.interface import TABLES, StorageError
+from storage import schema
+from storage.interface import StorageError
 
 DATABASE: Final = "berm.db"
 LOCK: Final = "berm.lock"
@@ -32,16 +35,11 @@ LOCK_PAUSE: Final = 0.02
 """Seconds between two attempts."""
 SUSPECT: Final = "berm.db.suspect"
 """Stands there after SQLite has reported damage: the next start examines every page."""
-VERSION: Final = 1
-"""Of the schema, kept in the database's `user_version`."""
 
 WAL_BYTES: Final = 32 << 20
 """What the WAL file is cut back to, where a burst has made it longer."""
 BUSY_SECONDS: Final = 5.0
 """How long to wait where another program holds the database."""
-
-KINDS: Final = {"INTEGER": int, "TEXT": str, "BLOB": bytes}
-"""The types of columns, and those of their values."""
 
 _STATEMENTS_KEPT: Final = 256
 """Prepared statements that a connection keeps: more than there are."""
@@ -50,30 +48,7 @@ _WAL_HEADER: Final = Struct(">8I")
 _WAL_MAGIC: Final = {0x377F0682: "<6I", 0x377F0683: ">6I"}
 """The WAL format's magic numbers, and the byte order in which checksums are made."""
 
-_TAIL: Final = (
-    "seq INTEGER",
-    "ts INTEGER",
-    "topic INTEGER",
-    "flags INTEGER",
-    "client TEXT",
-    "properties BLOB",
-    "payload BLOB",
-    "expires INTEGER",
-)
-_TOPICS: Final = ("id INTEGER", "name TEXT")
-_SCHEMA: Final = (
-    f"CREATE TABLE tail ({' NOT NULL, '.join(_TAIL)} NOT NULL, PRIMARY KEY (seq))",
-    f"CREATE TABLE topics ({', '.join(_TOPICS)} NOT NULL UNIQUE, PRIMARY KEY (id))",
-    """CREATE VIEW events AS
-        SELECT seq, strftime('%Y-%m-%dT%H:%M:%f', ts / 1e6, 'unixepoch') || 'Z' AS time, name AS topic,
-            flags & 3 AS qos, flags >> 2 & 1 AS retain, client, payload, properties, ts, expires
-        FROM tail JOIN topics ON topics.id = tail.topic""",
-    *(
-        f"CREATE TABLE {table.name} ({', '.join(table.key + table.values)}, "
-        f"PRIMARY KEY ({', '.join(column.partition(' ')[0] for column in table.key)}))"
-        for table in TABLES
-    ),
-)
+_logger = logging.getLogger("berm.storage")
 
 _DAMAGE: Final = frozenset((sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_ERROR))
 """Errors that a sound file doesn't give; the last means that a table or a column isn't there."""
@@ -123,7 +98,7 @@ def open_writer(directory: Path) -> tuple[sqlite3.Connection, Path | None]:
     Raises:
         OSError: a file can't be renamed or removed.
         sqlite3.Error: the database can't be opened, though it isn't damaged.
-        StorageError: it is a newer Berm's, or can't be used on this file system.
+        StorageError: it is a newer Berm's, can't be brought up to date, or can't be used on this file system.
     """
     path = directory / DATABASE
     suspect = directory / SUSPECT
@@ -141,7 +116,7 @@ def open_writer(directory: Path) -> tuple[sqlite3.Connection, Path | None]:
 
 
 def open_reader(path: Path) -> sqlite3.Connection:
-    """A connection that can't change anything, nor checkpoint.
+    """A connection that can't change anything, nor checkpoint. An earlier version looks to it like this one.
 
     Raises:
         sqlite3.Error: the database can't be opened.
@@ -149,8 +124,10 @@ def open_reader(path: Path) -> sqlite3.Connection:
     """
     connection = _open(path, "ro")
     try:
-        if _version(connection, path) == 0:
+        version = _version(connection, path)
+        if version == 0:
             raise StorageError(f"{path} holds no log yet; start the node on it first")
+        schema.show(connection, version)
         connection.execute("PRAGMA query_only=ON")
     except BaseException:
         connection.close()
@@ -182,7 +159,7 @@ def _open(path: Path, mode: str) -> sqlite3.Connection:
 
 
 def _open_current(path: Path) -> sqlite3.Connection:
-    """A writing connection, with the schema made where there is none."""
+    """A writing connection, with the schema made where there is none, and brought up to date where it is older."""
     connection = _open(path, "rwc")
     try:
         mode = connection.execute("PRAGMA journal_mode=WAL").fetchone()[0]
@@ -194,8 +171,11 @@ def _open_current(path: Path) -> sqlite3.Connection:
         connection.execute("PRAGMA synchronous=FULL")
         connection.execute("PRAGMA wal_autocheckpoint=0")
         connection.execute(f"PRAGMA journal_size_limit={WAL_BYTES}")
-        if _version(connection, path) == 0:
-            _create(connection)
+        version = _version(connection, path)
+        if version == 0:
+            schema.create(connection)
+        elif version < schema.VERSION:
+            _migrate(connection, path, version)
     except BaseException:
         connection.close()
         raise
@@ -206,25 +186,37 @@ def _version(connection: sqlite3.Connection, path: Path) -> int:
     """The version of a database's schema; 0 for a database with nothing in it.
 
     Raises:
-        sqlite3.Error: it can't be read.
+        sqlite3.Error: it can't be read, or is none.
         StorageError: it is newer than this Berm.
     """
     version: int = connection.execute("PRAGMA user_version").fetchone()[0]
-    if version > VERSION:
+    if version < 0:
+        raise sqlite3.DatabaseError(f"there is no schema {version}")
+    if version > schema.VERSION:
         raise StorageError(
-            f"{path} was written by a newer Berm (schema {version}, this one knows {VERSION}); "
+            f"{path} was written by a newer Berm (schema {version}, this one knows {schema.VERSION}); "
             "install that version, or set storage.path to another directory"
         )
     return version
 
 
-def _create(connection: sqlite3.Connection) -> None:
-    """Make the schema; all of it and the record of it commit together."""
-    connection.execute("BEGIN IMMEDIATE")
-    for statement in _SCHEMA:
-        connection.execute(statement)
-    connection.execute(f"PRAGMA user_version={VERSION}")
-    connection.execute("COMMIT")
+def _migrate(connection: sqlite3.Connection, path: Path, version: int) -> None:
+    """Bring a sound database up to date.
+
+    Raises:
+        sqlite3.Error: it can't be read or written.
+        StorageError: there is something in it that is in the way.
+    """
+    try:
+        schema.migrate(connection, version)
+    except sqlite3.OperationalError as error:
+        if error.sqlite_errorcode != sqlite3.SQLITE_ERROR:
+            raise
+        raise StorageError(
+            f"bringing {path} from schema {version} to {schema.VERSION}: {error}; nothing was changed; take out of it "
+            "what Berm did not make, or set storage.path to another directory"
+        ) from error
+    _logger.info("brought %s from schema %d to %d", path, version, schema.VERSION)
 
 
 def _sound(path: Path, *, every_page: bool) -> bool:
@@ -241,10 +233,11 @@ def _sound(path: Path, *, every_page: bool) -> bool:
         return False
     try:
         with closing(_open(path, "ro")) as connection:
-            if _version(connection, path) == 0:
+            version = _version(connection, path)
+            if version == 0:
                 return connection.execute("SELECT * FROM sqlite_schema").fetchone() is None
-            _read_ends(connection)
-            return not every_page or _read_all(connection)
+            _read_ends(connection, schema.LAYOUTS[version])
+            return not every_page or _read_all(connection, schema.LAYOUTS[version])
     except sqlite3.DatabaseError as error:
         return not is_damage(error)
 
@@ -266,31 +259,36 @@ def _sound_wal(wal: Path) -> bool:
     return (one, two) == (first, second)
 
 
-def _read_ends(connection: sqlite3.Connection) -> None:
+def _read_ends(connection: sqlite3.Connection, layout: schema.Layout) -> None:
     for order in ("ASC", "DESC"):
         connection.execute(f"SELECT * FROM events ORDER BY seq {order} LIMIT 100").fetchall()
-    for table in TABLES:
-        connection.execute(f"SELECT * FROM {table.name} LIMIT 100").fetchall()
+    for name, columns in layout.items():
+        if name not in ("tail", "topics"):  # `events` shows them
+            connection.execute(f"SELECT {_names(columns)} FROM {name} LIMIT 100").fetchall()
 
 
-def _read_all(connection: sqlite3.Connection) -> bool:
+def _read_all(connection: sqlite3.Connection, layout: schema.Layout) -> bool:
     """Whether every page, every name of a topic and all text is as it must be."""
     if connection.execute("PRAGMA integrity_check(1)").fetchone() != ("ok",):
         return False
     if connection.execute("SELECT count(*) FROM tail WHERE topic NOT IN (SELECT id FROM topics)").fetchone() != (0,):
         return False
-    tables = {"tail": _TAIL, "topics": _TOPICS, **{table.name: table.key + table.values for table in TABLES}}
-    for name, columns in tables.items():
+    for name, columns in layout.items():
         wrong = " OR ".join(
             f"typeof({column}) NOT IN ('{kind.lower()}', 'null')" for column, kind in map(str.split, columns)
         )
         if connection.execute(f"SELECT count(*) FROM {name} WHERE {wrong}").fetchone() != (0,):
             return False
-    texts = ["SELECT name FROM topics", "SELECT DISTINCT client FROM tail"]
-    for query in (*texts, *(f"SELECT * FROM {table.name}" for table in TABLES)):
+    texts = ["SELECT DISTINCT client FROM tail"]
+    texts += [f"SELECT {_names(columns)} FROM {name}" for name, columns in layout.items() if name != "tail"]
+    for query in texts:
         for _ in connection.execute(query):
             pass  # its text could be decoded
     return True
+
+
+def _names(columns: tuple[str, ...]) -> str:
+    return ", ".join(column.partition(" ")[0] for column in columns)
 
 
 def _set_aside(path: Path) -> Path:

@@ -80,6 +80,16 @@ SESSIONS = Table(
         "position INTEGER",  # every event up to this seq was given, is in `inflight`, or did not match
         "inflight BLOB",  # outbound, unacknowledged: packed (packet id, stage, seq)
         "received BLOB",  # inbound QoS 2 packet identifiers awaiting PUBREL
+        "shared BLOB",  # which of `inflight` came of shared subscriptions: packed (filter, packet ids)
+        "username TEXT",  # whose it is; empty: nobody's in particular
+    ),
+)
+SHARES = Table(
+    "shares",
+    ("filter TEXT",),  # of the shared subscription, `$share/<name>/` included
+    (
+        "position INTEGER",  # every event up to this seq was given to a member, is in `returned`, or did not match
+        "returned BLOB",  # seqs that are to be given to another member: packed
     ),
 )
 SUBSCRIPTIONS = Table(
@@ -116,7 +126,7 @@ RETAINED = Table(
 CURSORS = Table("cursors", ("name TEXT",), ("position INTEGER",))
 STATE = Table("processor_state", ("processor TEXT", "partition INTEGER", "key TEXT"), ("value BLOB",))
 
-TABLES: Final = (META, SESSIONS, SUBSCRIPTIONS, WILLS, RETAINED, CURSORS, STATE)
+TABLES: Final = (META, SESSIONS, SHARES, SUBSCRIPTIONS, WILLS, RETAINED, CURSORS, STATE)
 
 
 class StorageError(Exception):

@@ -4,10 +4,11 @@ The rules:
 
 1. Events get their seq when they are appended. The open group gathers everything that arrives while the group before it
    is on its way to the engine; one group is on its way at a time.
-2. A committed group becomes a chunk of the ring, by reference, in log order. The ring is bounded by bytes, those of the
-   group on its way included, and drops its oldest chunks; a cursor that is further behind reads from the engine, up to
-   where the ring begins, and then goes on in the ring. Both hold the same events under the same seqs, so there is no
-   seam.
+2. The events of a committed group go to the ring's youngest chunk, or become one, by reference, in log order: however
+   few events a group has, a reader passes many at a step, and a chunk without a topic for it as a whole. The ring is
+   bounded by bytes, those of the group on its way included, and drops its oldest chunks; a cursor that is further
+   behind reads from the engine, up to where the ring begins, and then goes on in the ring. Both hold the same events
+   under the same seqs, so there is no seam.
 3. A group that the engine refuses is the open group again, with what has arrived since. `retry` tries it anew, and
    reads that failed too.
 4. A group of which nothing is to be kept (memory events alone) commits without the engine, in its turn.
@@ -51,6 +52,11 @@ EVENT_BYTES: Final = 300
 JUDGED: Final = 1024
 """Topics of which one cursor remembers whether they are accepted."""
 
+CHUNK_EVENTS: Final = 256
+"""Events that groups are gathered up to in one chunk of the ring."""
+CHUNKS: Final = 32
+"""Chunks at least that a full ring has: it drops a whole one at a time."""
+
 _RESERVATION: Final = ("reserved",)
 """The row of META that says up to where seqs may have been given out."""
 
@@ -60,14 +66,28 @@ _logger = logging.getLogger("berm.storage")
 
 
 class _Chunk:
-    """A committed group's events, as the ring holds them."""
+    """The events of some committed groups, as the ring holds them. The youngest chunk grows at its end."""
 
-    __slots__ = ("events", "last", "weight")
+    __slots__ = ("_topics", "events", "last", "weight")
 
     def __init__(self, events: list[Event], weight: int) -> None:
         self.events = events
         self.last = events[-1].seq
         self.weight = weight
+        self._topics: frozenset[str] | None = None
+
+    def add(self, events: list[Event], weight: int) -> None:
+        """Grow."""
+        self.events += events
+        self.last = events[-1].seq
+        self.weight += weight
+
+    @property
+    def topics(self) -> frozenset[str]:
+        """Those of its events. Only to be asked once it grows no more."""
+        if self._topics is None:
+            self._topics = frozenset([event.topic for event in self.events])
+        return self._topics
 
 
 def _reservation(engine: Engine) -> int:
@@ -262,10 +282,9 @@ class Log:
 
     def _complete(self, group: Group) -> None:
         if group.events:
-            chunk = _Chunk(group.events, group.weight)
-            self._ring.append(chunk)
-            self._ring_weight += chunk.weight
-            self.committed = chunk.last
+            self._remember(group.events, group.weight)
+            self._ring_weight += group.weight
+            self.committed = group.events[-1].seq
             if group.durability > MEMORY:
                 self._stored = next((e.seq for e in reversed(group.events) if e.durability), self._stored)
             self._trim(0)
@@ -276,6 +295,22 @@ class Log:
             while self._waking:
                 self._waking.pop().wake()
         self.flush()
+
+    def _remember(self, events: list[Event], weight: int) -> None:
+        """Put events at the end of the ring."""
+        ring = self._ring
+        if len(events) >= CHUNK_EVENTS:
+            ring.append(_Chunk(events, weight))
+            return
+        if ring:
+            youngest = ring[-1]
+            if (
+                len(youngest.events) + len(events) <= CHUNK_EVENTS
+                and youngest.weight + weight <= self._memory_bytes // CHUNKS
+            ):
+                youngest.add(events, weight)
+                return
+        ring.append(_Chunk(events.copy(), weight))  # the group's own list does not grow
 
     def _refuse(self, group: Group, error: StorageError) -> None:
         newer = self.open
@@ -449,11 +484,22 @@ class LogCursor:
         if chunk is None:
             self._read(log._ring_base)
             return False
-        events = chunk.events
-        self._events = events
-        self._index = 0 if events[0].seq > self.position else bisect_right(events, self.position, key=_seq)
         self._end = chunk.last
+        if chunk is log._ring[-1] or self._concerns(chunk):
+            events = chunk.events
+            self._events = events
+            self._index = 0 if events[0].seq > self.position else bisect_right(events, self.position, key=_seq)
         return True
+
+    def _concerns(self, chunk: _Chunk) -> bool:
+        """Whether there may be something in it that is accepted."""
+        if self._accepts is None:
+            return True
+        judged = self._judged
+        for topic in chunk.topics:  # noqa: SIM110 - a generator takes twice as long
+            if judged[topic] if topic in judged else self._judge(topic):
+                return True
+        return False
 
     def _read(self, upto: int) -> None:
         log = self._log

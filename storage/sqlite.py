@@ -32,7 +32,6 @@ from typing import Final, NoReturn
 from storage.database import (
     BUSY_SECONDS,
     DATABASE,
-    KINDS,
     SUSPECT,
     WAL_BYTES,
     hold,
@@ -50,6 +49,7 @@ from storage.interface import (
     Table,
     Value,
 )
+from storage.schema import KINDS
 
 PAGE_BYTES: Final = 4096
 CHECKPOINT_PAGES: Final = 4000

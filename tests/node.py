@@ -173,12 +173,15 @@ max_queued_messages 0
 
 
 @contextmanager
-def mosquitto(directory: Path) -> Iterator[int]:
-    """A mosquitto that keeps whatever it is sent for those who are to get it; the port that it listens on."""
+def mosquitto(directory: Path, more: str = "") -> Iterator[int]:
+    """A mosquitto that keeps whatever it is sent for those who are to get it; the port that it listens on.
+
+    `more` is added to its configuration.
+    """
     assert MOSQUITTO is not None, "mosquitto is not installed"
     port = free_port()
     config = directory / "mosquitto.conf"
-    config.write_text(_MOSQUITTO_CONFIG.format(port=port, host=HOST))
+    config.write_text(_MOSQUITTO_CONFIG.format(port=port, host=HOST) + more)
     with (directory / "mosquitto.log").open("ab") as log:
         process = subprocess.Popen([MOSQUITTO, "-c", str(config)], stdin=subprocess.DEVNULL, stdout=log, stderr=log)
     try:

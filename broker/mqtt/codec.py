@@ -127,6 +127,7 @@ class Decoder:
             if not version:
                 check_first_byte(first, 0)
                 self.version = read_version(Reader(data, body, end))
+                _check_minimal(length, body - at - 1, self.version)
             append(decode_packet(first, data, body, end, version))
             version = self.version
             at = end
@@ -144,11 +145,10 @@ class Decoder:
             byte = data[i]
             length |= (byte & 0x7F) << 7 * (i - at - 1)
             if byte < 0x80:
-                if not byte:  # [MQTT-1.5.5-1]
-                    raise ProtocolError(Reason.MALFORMED_PACKET, "remaining length is longer than it need be")
+                _check_minimal(length, i - at, self.version)
                 return length, i + 1
         if stop == at + 5:
-            raise ProtocolError(Reason.MALFORMED_PACKET, "remaining length has more than four bytes")
+            raise ProtocolError(Reason.MALFORMED_PACKET, "remaining length has more than four bytes", "section 2.1.4")
         self._wanted = stop - at + 1
         return 0, 0
 
@@ -157,6 +157,14 @@ class Decoder:
         check_first_byte(first, self.version)
         if total > self.max_packet_size:
             raise ProtocolError(
-                Reason.PACKET_TOO_LARGE, f"packet of {total} bytes, above the maximum of {self.max_packet_size}"
+                Reason.PACKET_TOO_LARGE,
+                f"packet of {total} bytes, above the maximum of {self.max_packet_size}",
+                "MQTT-3.2.2-15",
             )
         self._wanted = total
+
+
+def _check_minimal(length: int, size: int, version: int) -> None:
+    """Check that a remaining length has no more bytes than it needs. Before MQTT 5 it may have."""
+    if version == 5 and size > 1 and length < 1 << 7 * (size - 1):
+        raise ProtocolError(Reason.MALFORMED_PACKET, "remaining length is longer than it need be", "MQTT-1.5.5-1")

@@ -42,6 +42,28 @@ PROTOCOLS: Final = {("MQIsdp", 3): 3, ("MQTT", 4): 4, ("MQTT", 5): 5}
 _TOPICS_MAX: Final = 4096
 _TOPIC_SIZE_MAX: Final = 256
 
+_FLAGS: Final = {
+    Pubrel.TYPE: "MQTT-3.6.1-1",
+    Subscribe.TYPE: "MQTT-3.8.1-1",
+    Unsubscribe.TYPE: "MQTT-3.10.1-1",
+    Disconnect.TYPE: "MQTT-3.14.1-1",
+    Auth.TYPE: "MQTT-3.15.1-1",
+}
+"""What says which flags a packet has, by its type, where not only the section on all packets does."""
+
+_REASONED: Final = {
+    Connack.TYPE: "MQTT-3.2.2-8",
+    Puback.TYPE: "MQTT-3.4.2-1",
+    Pubrec.TYPE: "MQTT-3.5.2-1",
+    Pubrel.TYPE: "MQTT-3.6.2-1",
+    Pubcomp.TYPE: "MQTT-3.7.2-1",
+    Suback.TYPE: "MQTT-3.9.3-2",
+    Unsuback.TYPE: "MQTT-3.11.3-2",
+    Disconnect.TYPE: "MQTT-3.14.2-1",
+    Auth.TYPE: "MQTT-3.15.2-1",
+}
+"""What says which reason codes a packet may have, by its type."""
+
 TOPICS: Final[dict[bytes, str]] = {}
 """Topic names that were found valid, by their bytes. One for all connections, so that its bound is one for all."""
 
@@ -54,23 +76,25 @@ def check_first_byte(first: int, version: int) -> None:
     """
     type = first >> 4
     flags = first & 0x0F
-    if version == 0 and type != Connect.TYPE:  # [MQTT-3.1.0-1]
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "the first packet is not a CONNECT")
-    if version != 0 and type == Connect.TYPE:  # [MQTT-3.1.0-2]
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "a second CONNECT")
+    if version == 0 and type != Connect.TYPE:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "the first packet is not a CONNECT", "MQTT-3.1.0-1")
+    if version != 0 and type == Connect.TYPE:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "a second CONNECT", "MQTT-3.1.0-2")
     if type == 0 or (type == Auth.TYPE and version < 5):
-        raise ProtocolError(Reason.MALFORMED_PACKET, f"packet type {type} is reserved")
+        raise ProtocolError(Reason.MALFORMED_PACKET, f"packet type {type} is reserved", "section 2.1.2")
     if type == Publish.TYPE:
-        if flags & 0x06 == 0x06:  # [MQTT-3.3.1-4]
-            raise ProtocolError(Reason.MALFORMED_PACKET, "PUBLISH with QoS 3")
-        if flags & 0x0E == 0x08:  # [MQTT-3.3.1-2]
-            raise ProtocolError(Reason.MALFORMED_PACKET, "PUBLISH with DUP at QoS 0")
+        if flags & 0x06 == 0x06:
+            raise ProtocolError(Reason.MALFORMED_PACKET, "PUBLISH with QoS 3", "MQTT-3.3.1-4")
+        if flags & 0x0E == 0x08:
+            raise ProtocolError(Reason.MALFORMED_PACKET, "PUBLISH with DUP at QoS 0", "MQTT-3.3.1-2")
         return
     wanted = 0x02 if type in (Pubrel.TYPE, Subscribe.TYPE, Unsubscribe.TYPE) else 0
-    # MQTT 3.1 sets DUP when it sends one of these three again.
-    if flags != wanted and not (version == 3 and wanted and flags == wanted | 0x08):
-        # [MQTT-2.1.3-1] [MQTT-3.6.1-1] [MQTT-3.8.1-1] [MQTT-3.10.1-1] [MQTT-3.14.1-1] [MQTT-3.15.1-1]
-        raise ProtocolError(Reason.MALFORMED_PACKET, f"packet of type {type} with flags {flags}")
+    # MQTT 3.1 sets DUP when it sends one of these three again, and says nothing of the flags of others. Whether a
+    # CONNECT is of that version is still to be read.
+    lenient = not version or (version == 3 and (not wanted or flags == wanted | 0x08))
+    if flags != wanted and not lenient:
+        clause = _FLAGS.get(type, "MQTT-2.1.3-1")
+        raise ProtocolError(Reason.MALFORMED_PACKET, f"packet of type {type} with flags {flags}", clause)
 
 
 def decode_packet(first: int, data: bytes, at: int, end: int, version: int) -> Packet:
@@ -95,13 +119,18 @@ def read_version(reader: Reader) -> int:
     name = reader.string()
     level = reader.byte()
     version = PROTOCOLS.get((name, level))
-    if version is None:  # [MQTT-3.1.2-1] [MQTT-3.1.2-2]
-        raise ProtocolError(Reason.UNSUPPORTED_PROTOCOL_VERSION, f"protocol {name[:16]!r} level {level} is not spoken")
+    if version is None:
+        clause = "MQTT-3.1.2-2" if name == "MQTT" else "MQTT-3.1.2-1"
+        raise ProtocolError(
+            Reason.UNSUPPORTED_PROTOCOL_VERSION, f"protocol {name[:16]!r} level {level} is not spoken", clause
+        )
     return version
 
 
 def _connect(reader: Reader, first: int, version: int) -> Packet:
     version = read_version(reader)
+    if first & 0x0F and version > 3:
+        raise ProtocolError(Reason.MALFORMED_PACKET, f"CONNECT with flags {first & 0x0F}", "MQTT-2.1.3-1")
     flags = reader.byte()
     _check_connect_flags(flags, version)
     keep_alive = reader.two_bytes()
@@ -111,7 +140,7 @@ def _connect(reader: Reader, first: int, version: int) -> Packet:
     # MQTT 3.1 knows no empty client identifier, 3.1.1 only with a clean session. That 3.1 ends it after 23 characters
     # is not enforced: its clients have longer ones, and no server minds.
     if not client_id and (version == 3 or (version == 4 and not clean_start)):
-        raise ProtocolError(Reason.CLIENT_IDENTIFIER_NOT_VALID, "client identifier is empty")
+        raise ProtocolError(Reason.CLIENT_IDENTIFIER_NOT_VALID, "client identifier is empty", "section 3.1.3.1")
     will = _will(reader, flags, version) if flags & 0x04 else None
     username = password = None
     # In MQTT 3.1 the remaining length goes before the flags: the fields may be left out.
@@ -124,14 +153,15 @@ def _connect(reader: Reader, first: int, version: int) -> Packet:
 
 def _check_connect_flags(flags: int, version: int) -> None:
     # MQTT 3.1 uses none of the flags that are reserved, and disregards the will's where there is no will.
-    if flags & 0x01 and version > 3:  # [MQTT-3.1.2-3]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "reserved CONNECT flag is set")
-    if flags & 0x18 == 0x18 and (flags & 0x04 or version > 3):  # [MQTT-3.1.2-12]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "will QoS is 3")
-    if flags & 0x38 and not flags & 0x04 and version > 3:  # [MQTT-3.1.2-11] [MQTT-3.1.2-13]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "will QoS or will retain without a will")
+    if flags & 0x01 and version > 3:
+        raise ProtocolError(Reason.MALFORMED_PACKET, "reserved CONNECT flag is set", "MQTT-3.1.2-3")
+    if flags & 0x18 == 0x18 and (flags & 0x04 or version > 3):
+        raise ProtocolError(Reason.MALFORMED_PACKET, "will QoS is 3", "MQTT-3.1.2-12")
+    if flags & 0x38 and not flags & 0x04 and version > 3:
+        clause = "MQTT-3.1.2-11" if flags & 0x18 else "MQTT-3.1.2-13"
+        raise ProtocolError(Reason.MALFORMED_PACKET, "will QoS or will retain without a will", clause)
     if version < 5 and flags & 0xC0 == 0x40:
-        raise ProtocolError(Reason.MALFORMED_PACKET, "password without a user name")
+        raise ProtocolError(Reason.MALFORMED_PACKET, "password without a user name", "section 3.1.2.9")
 
 
 def _will(reader: Reader, flags: int, version: int) -> Will:
@@ -144,17 +174,17 @@ def _will(reader: Reader, flags: int, version: int) -> Will:
 
 def _connack(reader: Reader, first: int, version: int) -> Packet:
     flags = reader.byte()
-    if flags > (version > 3):  # [MQTT-3.2.2-1]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "reserved CONNACK flag is set")
+    if flags > (version > 3):
+        raise ProtocolError(Reason.MALFORMED_PACKET, "reserved CONNACK flag is set", "MQTT-3.2.2-1")
     code = reader.byte()
     if version == 5:
         _check_reason(code, Connack.TYPE)
     elif code < len(RETURN_CODES):
         code = RETURN_CODES[code]
     else:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, f"there is no CONNECT return code {code}")
-    if flags and code:  # [MQTT-3.2.2-6]
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "session present in a CONNACK that refuses")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, f"there is no CONNECT return code {code}", "MQTT-3.2.2-8")
+    if flags and code:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "session present in a CONNACK that refuses", "MQTT-3.2.2-6")
     properties = _properties(reader, Connack.TYPE) if version == 5 else ()
     return Connack(bool(flags), code, properties)
 
@@ -165,7 +195,7 @@ def _publish(reader: Reader, first: int, version: int) -> Packet:
     packet_id = reader.packet_id() if qos else 0
     properties = _properties(reader, Publish.TYPE) if version == 5 else ()
     if not topic and not _has_alias(properties):
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "PUBLISH with neither topic name nor topic alias")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "PUBLISH with neither topic name nor topic alias", "section 3.3.2.1")
     payload = reader.rest()
     return Publish(topic, payload, qos, bool(first & 0x01), bool(first & 0x08), packet_id, properties)
 
@@ -219,8 +249,8 @@ def _subscribe(reader: Reader, first: int, version: int) -> Packet:
     subscriptions: list[Subscription] = []
     while reader.at < reader.end:
         subscriptions.append(_subscription(reader, version))
-    if not subscriptions:  # [MQTT-3.8.3-2]
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "SUBSCRIBE without a topic filter")
+    if not subscriptions:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "SUBSCRIBE without a topic filter", "MQTT-3.8.3-2")
     return Subscribe(packet_id, tuple(subscriptions), properties)
 
 
@@ -228,19 +258,19 @@ def _subscription(reader: Reader, version: int) -> Subscription:
     filter = reader.string()  # [MQTT-3.8.3-1]
     validate_filter(filter)
     options = reader.byte()
-    if options & (0xC0 if version == 5 else 0xFC):  # [MQTT-3.8.3-5]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "reserved subscription option is set")
+    if options & (0xC0 if version == 5 else 0xFC):
+        raise ProtocolError(Reason.MALFORMED_PACKET, "reserved subscription option is set", "MQTT-3.8.3-5")
     qos = options & 0x03
     if qos == 3:
-        # Before MQTT 5 the packet is malformed; in MQTT 5 it breaks a rule (section 3.8.3.1).
+        # Before MQTT 5 the packet is malformed; in MQTT 5 it breaks a rule.
         reason = Reason.PROTOCOL_ERROR if version == 5 else Reason.MALFORMED_PACKET
-        raise ProtocolError(reason, "subscription with QoS 3")
+        raise ProtocolError(reason, "subscription with QoS 3", "section 3.8.3.1")
     no_local = bool(options & 0x04)
-    if no_local and filter.startswith(SHARE):  # [MQTT-3.8.3-4]
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "no local on a shared subscription")
+    if no_local and filter.startswith(SHARE):
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "no local on a shared subscription", "MQTT-3.8.3-4")
     retain_handling = options >> 4
     if retain_handling == 3:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "retain handling is 3")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "retain handling is 3", "section 3.8.3.1")
     return Subscription(filter, qos, no_local, bool(options & 0x08), retain_handling)
 
 
@@ -249,12 +279,12 @@ def _suback(reader: Reader, first: int, version: int) -> Packet:
     properties = _properties(reader, Suback.TYPE) if version == 5 else ()
     reasons = tuple(reader.rest())
     if not reasons:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "SUBACK without a reason code")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "SUBACK without a reason code", "section 3.9.3")
     for reason in reasons:
         if version == 5:
             _check_reason(reason, Suback.TYPE)
         elif reason not in (0, 1, 2, 0x80):
-            raise ProtocolError(Reason.PROTOCOL_ERROR, f"there is no SUBACK return code {reason}")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"there is no SUBACK return code {reason}", "MQTT-3.9.3-2")
     return Suback(packet_id, reasons, properties)
 
 
@@ -265,8 +295,8 @@ def _unsubscribe(reader: Reader, first: int, version: int) -> Packet:
     while reader.at < reader.end:
         filters.append(reader.string())  # [MQTT-3.10.3-1]
         validate_filter(filters[-1])
-    if not filters:  # [MQTT-3.10.3-2]
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "UNSUBSCRIBE without a topic filter")
+    if not filters:
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "UNSUBSCRIBE without a topic filter", "MQTT-3.10.3-2")
     return Unsubscribe(packet_id, tuple(filters), properties)
 
 
@@ -277,7 +307,7 @@ def _unsuback(reader: Reader, first: int, version: int) -> Packet:
     properties = _properties(reader, Unsuback.TYPE)
     reasons = tuple(reader.rest())
     if not reasons:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "UNSUBACK without a reason code")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "UNSUBACK without a reason code", "section 3.11.3")
     for reason in reasons:
         _check_reason(reason, Unsuback.TYPE)
     return Unsuback(packet_id, reasons, properties)
@@ -308,10 +338,10 @@ def _auth(reader: Reader, first: int, version: int) -> Packet:
 
 
 def _check_reason(reason: int, type: int) -> None:
-    # [MQTT-3.2.2-8] [MQTT-3.4.2-1] [MQTT-3.5.2-1] [MQTT-3.6.2-1] [MQTT-3.7.2-1]
-    # [MQTT-3.9.3-2] [MQTT-3.11.3-2] [MQTT-3.14.2-1] [MQTT-3.15.2-1]
     if reason not in REASONS[type]:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, f"packet of type {type} with reason code 0x{reason:02X}")
+        raise ProtocolError(
+            Reason.PROTOCOL_ERROR, f"packet of type {type} with reason code 0x{reason:02X}", _REASONED[type]
+        )
 
 
 def _properties(reader: Reader, type: int) -> Properties:

@@ -122,22 +122,25 @@ _PAIR: Final = _Kind(Reader.pair, _write_pair)
 
 def _boolean(value: Value) -> None:
     if value not in (0, 1):
-        raise ProtocolError(Reason.PROTOCOL_ERROR, f"{value!r} is neither 0 nor 1")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, f"{value!r} is neither 0 nor 1", "section 2.2.2.2")
 
 
 def _not_zero(value: Value) -> None:
     if value == 0:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "it is 0")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "it is 0", "section 2.2.2.2")
 
 
 def _alias(value: Value) -> None:
-    if value == 0:  # [MQTT-3.3.2-8]
-        raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "it is 0")
+    if value == 0:
+        raise ProtocolError(Reason.TOPIC_ALIAS_INVALID, "it is 0", "MQTT-3.3.2-8")
 
 
 def _topic(value: Value) -> None:
     if isinstance(value, str):
-        validate_name(value)  # [MQTT-3.3.2-14]
+        try:
+            validate_name(value)
+        except ProtocolError as error:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, str(error), "MQTT-3.3.2-14") from error
 
 
 def _any(value: Value) -> None:
@@ -210,16 +213,18 @@ def read_properties(reader: Reader, packet_type: int) -> Properties:
         id = reader.byte()
         entry = allowed.get(id)
         if entry is None:
-            raise ProtocolError(Reason.MALFORMED_PACKET, f"property {_name(id)} does not belong in this packet")
+            raise ProtocolError(
+                Reason.MALFORMED_PACKET, f"property {_name(id)} does not belong in this packet", "section 2.2.2.2"
+            )
         if seen >> id & 1 and not _repeatable(id, packet_type):
-            raise ProtocolError(Reason.PROTOCOL_ERROR, f"{_name(id)} is given twice")
+            raise ProtocolError(Reason.PROTOCOL_ERROR, f"{_name(id)} is given twice", "section 2.2.2.2")
         seen |= 1 << id
         kind, check = entry
         value = kind.read(reader)
         try:
             check(value)
         except ProtocolError as error:
-            raise ProtocolError(error.reason, f"{_name(id)}: {error}") from error
+            raise ProtocolError(error.reason, f"{_name(id)}: {error}", error.clause) from error
         properties.append((id, value))
     _check_authentication(seen, packet_type)
     return tuple(properties)
@@ -267,7 +272,7 @@ def _check_authentication(seen: int, packet_type: int) -> None:
     if seen >> Property.AUTHENTICATION_METHOD & 1:
         return
     if packet_type == _AUTH or seen >> Property.AUTHENTICATION_DATA & 1:
-        raise ProtocolError(Reason.PROTOCOL_ERROR, "authentication method is missing")
+        raise ProtocolError(Reason.PROTOCOL_ERROR, "authentication method is missing", "section 4.12")
 
 
 def _encode_property(id: int, value: Value) -> bytes:

@@ -22,12 +22,12 @@ def validate_name(topic: str) -> None:
     Raises:
         ProtocolError: it is empty, or has a wildcard or U+0000 in it.
     """
-    if not topic:  # [MQTT-4.7.3-1]
-        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name is empty")
-    if "+" in topic or "#" in topic:  # [MQTT-4.7.0-1]
-        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name has a wildcard in it")
-    if "\0" in topic:  # [MQTT-4.7.3-2]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "topic name has U+0000 in it")
+    if not topic:
+        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name is empty", "MQTT-4.7.3-1")
+    if "+" in topic or "#" in topic:
+        raise ProtocolError(Reason.TOPIC_NAME_INVALID, "topic name has a wildcard in it", "MQTT-4.7.0-1")
+    if "\0" in topic:
+        raise ProtocolError(Reason.MALFORMED_PACKET, "topic name has U+0000 in it", "MQTT-4.7.3-2")
 
 
 def validate_filter(filter: str) -> None:
@@ -38,14 +38,16 @@ def validate_filter(filter: str) -> None:
     """
     if filter.startswith(SHARE):
         filter = _split_share(filter)[1]
-    if not filter:  # [MQTT-4.7.3-1]
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "topic filter is empty")
-    if "\0" in filter:  # [MQTT-4.7.3-2]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "topic filter has U+0000 in it")
-    if "#" in filter and filter != "#" and (not filter.endswith("/#") or filter.count("#") > 1):  # [MQTT-4.7.1-1]
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "'#' is not the whole last level of the topic filter")
-    if "+" in filter and any("+" in level and level != "+" for level in filter.split("/")):  # [MQTT-4.7.1-2]
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "'+' is not a whole level of the topic filter")
+    if not filter:
+        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "topic filter is empty", "MQTT-4.7.3-1")
+    if "\0" in filter:
+        raise ProtocolError(Reason.MALFORMED_PACKET, "topic filter has U+0000 in it", "MQTT-4.7.3-2")
+    if "#" in filter and filter != "#" and (not filter.endswith("/#") or filter.count("#") > 1):
+        raise ProtocolError(
+            Reason.TOPIC_FILTER_INVALID, "'#' is not the whole last level of the topic filter", "MQTT-4.7.1-1"
+        )
+    if "+" in filter and any("+" in level and level != "+" for level in filter.split("/")):
+        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "'+' is not a whole level of the topic filter", "MQTT-4.7.1-2")
 
 
 def parse_share(filter: str) -> tuple[str, str] | None:
@@ -59,10 +61,13 @@ def parse_share(filter: str) -> tuple[str, str] | None:
 
 def _split_share(filter: str) -> tuple[str, str]:
     name, _, rest = filter[len(SHARE) :].partition("/")
-    if not name or not rest:  # [MQTT-4.8.2-1]
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "a shared subscription needs a share name and a topic filter")
-    if "+" in name or "#" in name:  # [MQTT-4.8.2-2]
-        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "share name has a wildcard in it")
+    if not name or not rest:
+        clause = "MQTT-4.8.2-2" if name else "MQTT-4.8.2-1"
+        raise ProtocolError(
+            Reason.TOPIC_FILTER_INVALID, "a shared subscription needs a share name and a topic filter", clause
+        )
+    if "+" in name or "#" in name:
+        raise ProtocolError(Reason.TOPIC_FILTER_INVALID, "share name has a wildcard in it", "MQTT-4.8.2-2")
     return name, rest
 
 

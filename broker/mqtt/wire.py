@@ -56,11 +56,13 @@ class Reader:
             byte = self.byte()
             value |= (byte & 0x7F) << shift
             if byte < 0x80:
-                if shift and not byte:  # [MQTT-1.5.5-1]
-                    raise ProtocolError(Reason.MALFORMED_PACKET, "variable byte integer is longer than it need be")
+                if shift and not byte:
+                    raise ProtocolError(
+                        Reason.MALFORMED_PACKET, "variable byte integer is longer than it need be", "MQTT-1.5.5-1"
+                    )
                 return value
             shift += 7
-        raise ProtocolError(Reason.MALFORMED_PACKET, "variable byte integer has more than four bytes")
+        raise ProtocolError(Reason.MALFORMED_PACKET, "variable byte integer has more than four bytes", "section 1.5.5")
 
     def binary(self) -> bytes:
         """Bytes behind their length of two bytes."""
@@ -73,8 +75,8 @@ class Reader:
     def packet_id(self) -> int:
         """A packet identifier, which is never 0."""
         packet_id = self.two_bytes()
-        if not packet_id:  # [MQTT-2.2.1-3] [MQTT-2.2.1-4]
-            raise ProtocolError(Reason.PROTOCOL_ERROR, "packet identifier is 0")
+        if not packet_id:
+            raise ProtocolError(Reason.PROTOCOL_ERROR, "packet identifier is 0", "MQTT-2.2.1-3")
         return packet_id
 
     def pair(self) -> tuple[str, str]:
@@ -98,11 +100,11 @@ def decode_text(data: bytes) -> str:
         ProtocolError: it is not that.
     """
     try:
-        text = data.decode()  # [MQTT-1.5.4-1] [MQTT-1.5.4-3]
+        text = data.decode()  # [MQTT-1.5.4-3]
     except UnicodeDecodeError as error:
-        raise ProtocolError(Reason.MALFORMED_PACKET, "string is not UTF-8") from error
-    if "\0" in text:  # [MQTT-1.5.4-2]
-        raise ProtocolError(Reason.MALFORMED_PACKET, "string has U+0000 in it")
+        raise ProtocolError(Reason.MALFORMED_PACKET, "string is not UTF-8", "MQTT-1.5.4-1") from error
+    if "\0" in text:
+        raise ProtocolError(Reason.MALFORMED_PACKET, "string has U+0000 in it", "MQTT-1.5.4-2")
     return text
 
 

@@ -71,6 +71,7 @@ class SocketConnection(asyncio.Protocol):
         self._sockets.discard(self)
         self.ended.set_result(None)
         self._connection.lost(time_ns() // 1000)
+        del self._connection  # which holds this as its wire: the collector would find the two after hours, if at all
 
     def write(self, data: bytes) -> None:
         self._transport.write(data)

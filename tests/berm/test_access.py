@@ -221,8 +221,12 @@ def test_a_node_asks_for_passwords_and_goes_by_its_rules(tmp_path: Path) -> None
         assert refusal(node.port, "bob", "wonder") == Reason.BAD_USER_NAME_OR_PASSWORD
         with client(node.port, "alice", "wonder") as alice:
             asked = Subscribe(1, tuple(Subscription(filter, 1) for filter in ("up/alice/#", "#", "down/c/x")))
-            assert alice.ask(asked) == Suback(1, (1, Reason.NOT_AUTHORIZED, 1))
-            assert alice.ask(Publish("up/bob/x", b"", 1, packet_id=2)) == Puback(2, Reason.NOT_AUTHORIZED)
+            suback = alice.ask(asked)
+            assert isinstance(suback, Suback)
+            assert suback.reasons == (1, Reason.NOT_AUTHORIZED, 1)
+            puback = alice.ask(Publish("up/bob/x", b"", 1, packet_id=2))
+            assert isinstance(puback, Puback)
+            assert puback.reason == Reason.NOT_AUTHORIZED
             alice.send(Publish("up/alice/x", b"mine", 1, packet_id=3))
             came = [alice.next(), alice.next()]
             assert Puback(3) in came
@@ -231,6 +235,11 @@ def test_a_node_asks_for_passwords_and_goes_by_its_rules(tmp_path: Path) -> None
     assert "client 'c' may not connect to listener mqtt: wrong password ('alice')" in node.stderr
     assert "wonder" not in node.stderr
     assert "wander" not in node.stderr
+
+
+def is_expelled(client: Client) -> bool:
+    packet = client.next()
+    return isinstance(packet, Disconnect) and packet.reason == Reason.NOT_AUTHORIZED
 
 
 def said(data: bytes) -> Properties:
@@ -273,7 +282,7 @@ def test_files_that_change_are_read_anew_and_a_wrong_one_is_told_while_the_old_o
             set_password(tmp_path / "passwords", "alice", "through", scram=False)
             (tmp_path / "acl").write_text(RULES + "allow publish all\n")
             node.process.send_signal(signal.SIGHUP)
-            assert alice.next() == Disconnect(Reason.NOT_AUTHORIZED)
+            assert is_expelled(alice)
             assert alice.next() is None
         wait_until("the rules are read", lambda: "read acl anew" in node.stderr)
         assert refusal(node.port, "alice", "wonder") == Reason.BAD_USER_NAME_OR_PASSWORD
@@ -294,7 +303,7 @@ def test_a_file_that_changes_is_noticed_without_a_signal(tmp_path: Path) -> None
     set_password(tmp_path / "passwords", "bob", "builder", scram=False)
     with Node(tmp_path, CONFIG) as node, client(node.port, "alice", "wonder") as alice:
         delete(tmp_path / "passwords", "alice")
-        assert alice.next() == Disconnect(Reason.NOT_AUTHORIZED)
+        assert is_expelled(alice)
         with client(node.port, "bob", "builder"):
             pass
 

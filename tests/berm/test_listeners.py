@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import socket
 import ssl
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from berm.parts import endpoints
-from berm.settings import Settings, SettingsError, load
+from berm.settings import BoundsSection, Settings, SettingsError, load
+from broker.listener import Limits
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connect
+from broker.mqtt.reason import Reason
 from broker.net.listener import TCPAddress, UnixAddress
 from tests.berm.helpers import berm
 from tests.broker.net.certificates import Authority, serial, serial_of
@@ -47,6 +50,42 @@ def test_a_listener_has_the_bounds_of_mqtt_but_for_its_own(tmp_path: Path) -> No
     a, b = endpoints(read(tmp_path, text))
     assert (a.listener.limits.max_packet_size, a.listener.limits.receive_maximum) == (2048, 7)
     assert (b.listener.limits.max_packet_size, b.listener.limits.receive_maximum) == (4096, 7)
+
+
+def test_every_bound_of_the_settings_reaches_the_clients_of_its_listener(tmp_path: Path) -> None:
+    text = """
+[[listeners]]
+name = "a"
+port = 1
+max_connections = 2
+max_packet_size = 2048
+receive_maximum = 3
+max_inflight = 4
+max_keep_alive = 5
+topic_alias_maximum = 6
+max_topic_aliases = 7
+max_session_expiry = 8
+connect_timeout = 9
+write_buffer = 8192
+max_subscriptions = 10
+max_qos = 1
+retain_available = false
+wildcard_subscription_available = false
+subscription_identifier_available = false
+shared_subscription_available = false
+check_payload_format = true
+reason_strings = false
+response_topic_prefix = "responses/%c/"
+redirect = "server_moved"
+server_reference = "other.example"
+"""
+    (endpoint,) = endpoints(read(tmp_path, text))
+    (given,) = tomllib.loads(text)["listeners"]
+    given = {key: value for key, value in given.items() if key not in ("name", "port")}
+    assert set(given) == set(BoundsSection.model_fields)
+    given["redirect"] = Reason.SERVER_MOVED
+    assert {key: getattr(endpoint.listener.limits, key) for key in given} == given
+    assert all(getattr(Limits(), key) != value for key, value in given.items())
 
 
 def test_every_kind_of_listener_is_what_its_table_says(tmp_path: Path) -> None:

@@ -26,7 +26,7 @@ def fill(engine: SQLiteEngine) -> None:
     group.put(META, ("node",), ("edge-7",))
     group.put(META, ("epoch",), ("42",))
     for name, connected, position in (("a", 1, 12), ("b", 0, 5), ("c\x1b[2J", 1, 5), ("d", 0, 99)):
-        group.put(SESSIONS, (name,), (5, 60, connected, 0, position, b"", b""))
+        group.put(SESSIONS, (name,), (5, 60, connected, 0, position, b"", b"", b"", ""))
     group.put(CURSORS, ("bridge/cloud/all",), (10,))
     group.put(CURSORS, ("processor/hot",), (12,))
     engine.commit(group.events, group.state, True)
@@ -65,7 +65,7 @@ def test_only_the_sessions_most_behind_are_listed(engine: SQLiteEngine, tmp_path
     group = Group()
     group.events = [Event(1, 1, "t", b"", 1, False, "c", b"", 0, FSYNC)]
     for number in range(20):
-        group.put(SESSIONS, (f"s{number:02}",), (5, 60, 0, 0, 0, b"", b""))
+        group.put(SESSIONS, (f"s{number:02}",), (5, 60, 0, 0, 0, b"", b"", b"", ""))
     engine.commit(group.events, group.state, True)
     status = gather(engine, tmp_path)
     assert [each.client_id for each in status.most_behind] == [f"s{number:02}" for number in range(SHOWN)]

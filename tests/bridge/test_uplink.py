@@ -92,6 +92,13 @@ def test_message_expiry_counts_down_by_the_time_the_event_waited() -> None:
     assert first(rig.peer.published[0].properties, Property.MESSAGE_EXPIRY_INTERVAL) == 40
 
 
+def test_the_longest_message_expiry_stays_what_it_is_where_the_clock_is_a_little_behind() -> None:
+    rig = _rig()
+    rig.publish(expires=START + 0xFFFFFFFF * SECOND + 1)
+    rig.connect()
+    assert first(rig.peer.published[0].properties, Property.MESSAGE_EXPIRY_INTERVAL) == 0xFFFFFFFF
+
+
 def test_an_expired_event_is_passed_over_and_leaves_no_gap() -> None:
     """[MQTT-3.3.2-5]"""
     rig = _rig()

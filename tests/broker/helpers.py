@@ -19,6 +19,8 @@ from broker.mqtt.packets import (
     Connect,
     Disconnect,
     Packet,
+    Pingreq,
+    Pingresp,
     Puback,
     Pubcomp,
     Publish,
@@ -103,6 +105,10 @@ class FakeWire:
         self.identity = ""
         self.version = 5
         self.packets: list[Packet] = []
+        self.said: list[str] = []
+        """What packets said in words, in order. It is taken out of the packets."""
+        self.clauses: list[str] = []
+        """Likewise, the clauses that the client has broken."""
         self.unread = bytearray()
         self.writes = 0
         self.jammed = False
@@ -123,9 +129,21 @@ class FakeWire:
         """Let the client read everything."""
         if self._decoder is None:
             self._decoder = Decoder(self.version)
-        self.packets += self._decoder.feed(bytes(self.unread))
+        self.packets += map(self._without_words, self._decoder.feed(bytes(self.unread)))
         self.unread.clear()
         assert self._decoder.error is None, self._decoder.error
+
+    def _without_words(self, packet: Packet) -> Packet:
+        if isinstance(packet, Pingreq | Pingresp | Publish):
+            return packet
+        words = [pair for pair in packet.properties if pair[0] in (Property.REASON_STRING, Property.USER_PROPERTY)]
+        packet.properties = tuple(pair for pair in packet.properties if pair not in words)
+        for _, value in words:
+            if isinstance(value, tuple):
+                self.clauses.append(value[1])
+            else:
+                self.said.append(str(value))
+        return packet
 
     def close(self) -> None:
         self.open = False

@@ -29,6 +29,7 @@ from broker.mqtt.packets import (
 from broker.mqtt.properties import Property
 from broker.mqtt.reason import Reason
 from broker.quotas import Meter, Quotas
+from broker.rights import LEVELS
 from storage.interface import WILLS
 from tests.broker.helpers import FOREVER, Client, Node
 
@@ -91,7 +92,8 @@ def test_a_message_that_an_mqtt_5_client_may_not_publish_is_refused_with_its_rea
     assert [message.topic for message in seen.acknowledge()] == ["up/c"]
     assert node.hub.forbidden == 3
     assert node.hub.retained.count == 0
-    assert client.connection.owed == client.connection.unreleased == 0
+    assert client.connection.owed == 0
+    assert not client.connection.unreleased
     assert not client.session.received
 
 
@@ -112,7 +114,10 @@ def test_before_mqtt_5_it_is_acknowledged_and_dropped_and_counted(
     assert seen.acknowledge() == []
     assert node.hub.forbidden == 3
     assert client.open
-    assert "client 'c' from 192.0.2.1:40001: may not publish to 'up/d' (reason 0x87); message dropped" in caplog.text
+    assert (
+        "client 'c' from 192.0.2.1:40001 at front: may not publish to 'up/d' (reason 0x87); message dropped"
+        in caplog.text
+    )
 
 
 def test_a_topic_alias_opens_no_topic() -> None:
@@ -208,7 +213,7 @@ def test_the_topics_that_are_remembered_are_bounded() -> None:
     node.turn()
     assert len(client.connection.permitted) <= 1000
     assert "x" * 1000 not in client.connection.permitted
-    assert node.hub.received == 1501
+    assert node.hub.traffic.received == 1501
 
 
 # -- subscribe
@@ -273,12 +278,12 @@ def return_as(node: Node, username: str, *more: Packet) -> Client:
     return client
 
 
-def test_a_session_that_another_user_takes_up_is_asked_about_anew() -> None:
+def test_a_session_of_nobody_that_a_user_takes_up_is_asked_about_anew() -> None:
     node = guarded("deny receive secret/# user=alice", "allow all #")
-    keeper = return_as(node, "bob", Subscribe(1, (Subscription("#", 1),)))
+    keeper = return_as(node, "", Subscribe(1, (Subscription("#", 1),)))
     node.commit()
     publisher = node.connect("p")
-    for username, given in (("bob", 1), ("alice", 0), ("bob", 1)):
+    for username, given in (("", 1), ("alice", 0)):
         keeper.lose()
         publisher.publish("secret/a", qos=1)
         node.commit()
@@ -479,3 +484,15 @@ def test_clients_that_share_a_rate_wait_for_one_another_and_others_do_not() -> N
 def test_a_client_without_rates_is_not_counted() -> None:
     assert bounded(Quotas(topic_levels=9)).connect("c").connection.throttle is None
     assert Node(Limits()).connect("c").connection.throttle is None
+
+
+@pytest.mark.parametrize("levels", [LEVELS, LEVELS + 1])
+def test_a_topic_and_a_filter_have_as_many_levels_as_they_may_have(levels: int) -> None:
+    topic = "/" * (levels - 1)
+    client = Node().connect()
+    allowed = levels <= LEVELS
+    assert client.subscribe(topic, 1) == (1 if allowed else Reason.TOPIC_FILTER_INVALID)
+    client.publish(topic, qos=1)
+    client.node.commit()
+    (puback,) = client.take(Puback)
+    assert puback.reason == (Reason.SUCCESS if allowed else Reason.TOPIC_NAME_INVALID)

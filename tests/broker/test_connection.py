@@ -34,7 +34,7 @@ from broker.mqtt.properties import Property
 from broker.mqtt.reason import Reason
 from broker.router import Delivery
 from broker.session import Session
-from storage.interface import Event
+from storage.interface import Event, StorageFull
 from tests.broker.helpers import Node, number
 from tests.broker.mqtt.cases import BAD, Case
 
@@ -192,7 +192,6 @@ def test_the_connack_says_what_the_server_allows() -> None:
     assert number(connack, Property.RECEIVE_MAXIMUM) == 17
     assert number(connack, Property.MAXIMUM_PACKET_SIZE) == 2048
     assert number(connack, Property.TOPIC_ALIAS_MAXIMUM) == 3
-    assert number(connack, Property.SHARED_SUBSCRIPTION_AVAILABLE) == 0
     assert number(connack, Property.SESSION_EXPIRY_INTERVAL) is None
 
 
@@ -316,6 +315,56 @@ def test_a_qos_2_message_that_comes_twice_is_received_twice_and_kept_once() -> N
     node.commit()
     assert client.take_all() == [Pubcomp(5), Pubrec(5)]
     assert [message.payload for message in subscriber.acknowledge()] == [b"x", b"another"]
+
+
+def test_the_pubrec_of_a_message_that_is_repeated_comes_in_its_turn_and_not_before_it_is_kept() -> None:
+    """[MQTT-4.6.0-3] [MQTT-4.3.3-10]"""
+    node = Node()
+    client = node.resume()
+    client.publish(qos=2, packet_id=1)
+    client.lose()
+    client = node.open()
+    client.send(connect(clean=False), Publish("t", b"x", 2, dup=True, packet_id=1), Publish("t", b"y", 2, packet_id=2))
+    assert client.take(Pubrec) == []
+    node.commit()
+    assert client.take(Pubrec) == [Pubrec(1), Pubrec(2)]
+
+
+def test_a_repeated_message_is_not_acknowledged_while_the_first_can_t_be_kept() -> None:
+    node = Node()
+    client = node.resume(version=4)
+    client.publish(qos=2, packet_id=1)
+    node.engine.fault = StorageFull("no space left on device")
+    client.lose()
+    node.commit()
+    client = node.resume(version=5)
+    client.publish(qos=2, packet_id=1, dup=True)
+    for _ in range(3):
+        node.tick()
+        node.commit()
+    assert client.take(Pubrec) == []
+    node.engine.fault = None
+    node.tick()
+    node.commit()
+    assert client.take(Pubrec) == [Pubrec(1)]
+
+
+def test_a_qos_1_message_with_the_identifier_of_a_qos_2_message_is_refused() -> None:
+    """[MQTT-2.2.1-3]"""
+    node = Node()
+    seen = node.subscriber()
+    client = node.connect()
+    client.take(Connack)
+    client.publish("t", b"2", 2, 5)
+    client.publish("t", b"1", 1, 5)
+    client.publish("t", b"1", 1, 6)
+    node.commit()
+    assert client.take_all() == [Pubrec(5), Puback(5, Reason.PACKET_IDENTIFIER_IN_USE), Puback(6)]
+    client.send(Pubrel(5))
+    client.publish("t", b"1", 1, 5)
+    node.commit()
+    assert client.take_all() == [Pubcomp(5), Puback(5)]
+    assert [message.payload for message in seen.acknowledge()] == [b"2", b"1", b"1"]
 
 
 def test_a_pubrel_for_an_unknown_identifier_is_completed_with_the_reason_for_it() -> None:
@@ -477,12 +526,6 @@ def test_a_subscription_too_many_is_refused_and_a_replacement_is_not() -> None:
     assert client.take(Suback) == [Suback(1, (0, 0, Reason.QUOTA_EXCEEDED, 0))]
 
 
-@pytest.mark.parametrize(("version", "reason"), [(5, Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED), (4, 0x80)])
-def test_a_shared_subscription_is_refused(version: int, reason: int) -> None:
-    client = Node().connect(version=version)
-    assert client.subscribe("$share/group/t") == reason
-
-
 def test_unsubscribing_from_what_was_not_subscribed_says_so() -> None:
     node = Node()
     client = node.connect()
@@ -561,7 +604,7 @@ def test_a_malformed_connect_ends_the_connection_with_one_line_in_the_log(
     case: Case, caplog: pytest.LogCaptureFixture
 ) -> None:
     node = Node()
-    client = node.open(4 if len(case.data) < 9 or case.data[8] != 5 else 5)
+    client = node.open(5 if b"MQTT\x05" in case.data else 4)
     client.send_bytes(case.data)
     assert not client.open
     assert all(isinstance(packet, Connack) and packet.reason for packet in client.take_all())
@@ -656,3 +699,17 @@ def test_an_error_of_ours_ends_only_the_connection_that_is_being_handled(
     assert record.exc_info is not None
     assert record.levelno == logging.ERROR
     assert "client 'broken'" in record.message
+
+
+def test_pubrels_for_identifiers_that_are_none_do_not_make_room_for_more_qos_2_messages() -> None:
+    node = Node(Limits(receive_maximum=5))
+    client = node.connect()
+    client.take(Connack)
+    for packet_id in range(1, 20):
+        client.send(Publish("t", b"x", 2, packet_id=packet_id), Pubrel(60_000))
+        node.commit()
+        if not client.open:
+            break
+    (disconnect,) = client.take(Disconnect)
+    assert disconnect.reason == Reason.RECEIVE_MAXIMUM_EXCEEDED
+    assert packet_id == 6

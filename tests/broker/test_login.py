@@ -141,7 +141,7 @@ def test_the_password_is_in_no_line_that_shows_an_applicant() -> None:
     ],
 )
 @pytest.mark.parametrize("at_once", [True, False])
-def test_a_client_that_is_refused_is_told_why_and_the_log_says_who_and_where(
+def test_a_client_that_is_refused_is_told_the_code_alone_and_the_log_says_who_and_why(
     reason: Reason, version: int, code: int, at_once: bool, caplog: pytest.LogCaptureFixture
 ) -> None:
     later, verdict = Later(), Verdict(reason, why="because")
@@ -150,6 +150,7 @@ def test_a_client_that_is_refused_is_told_why_and_the_log_says_who_and_where(
         later.checks[0].answer(verdict)
         client.node.turn()
     assert client.take_all() == [Connack(False, code)]
+    assert client.wire.said == []
     assert not client.open
     assert client.node.hub.sessions.all == {}
     assert client.node.hub.refused_logins == 1
@@ -346,7 +347,19 @@ def test_an_exchange_that_proves_nothing_ends_the_connection() -> None:  # MQTT-
             client.take(Auth)
             client.send(Auth(Reason.CONTINUE_AUTHENTICATION, said("echo", b"no")))
         assert client.take_all() == [Connack(False, Reason.BAD_USER_NAME_OR_PASSWORD)]
+        assert client.wire.said == []
         assert not client.open
+
+
+def test_a_challenge_that_the_client_does_not_take_ends_its_connection() -> None:
+    """[MQTT-3.1.2-24]"""
+    node = node_with(Access(None, {"echo": Echo(2)}))
+    small = (Property.MAXIMUM_PACKET_SIZE, 19)
+    client = connect(node, properties=(*said("echo", b"a"), small))
+    assert client.take_all() == [Auth(Reason.CONTINUE_AUTHENTICATION, said("echo", b"and a"))]
+    client.send(Auth(Reason.CONTINUE_AUTHENTICATION, said("echo", b"ab")))
+    assert client.take_all() == [Connack(False, Reason.PACKET_TOO_LARGE)]
+    assert not client.open
 
 
 @pytest.mark.parametrize(

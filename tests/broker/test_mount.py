@@ -158,7 +158,7 @@ def test_a_topic_that_the_prefix_makes_too_long_ends_the_connection(node: Node) 
     assert inside.open
     inside.publish("é" * 32767, b"does not")
     assert inside.take(Disconnect) == [Disconnect(Reason.TOPIC_NAME_INVALID)]
-    assert node.hub.received == 1
+    assert node.hub.traffic.received == 1
 
 
 def test_a_session_of_another_listener_gives_nothing_that_is_not_below_the_prefix(node: Node) -> None:
@@ -218,4 +218,4 @@ def test_packets_before_one_that_can_not_be_translated_count(node: Node) -> None
     inside = mounted(node)
     inside.send(Publish("a", b"x", 1, packet_id=1), Publish("x" * 65535, b"x"), Publish("b", b"x"))
     assert not inside.open
-    assert node.hub.received == 1
+    assert node.hub.traffic.received == 1

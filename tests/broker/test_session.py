@@ -8,7 +8,18 @@ from itertools import pairwise
 import pytest
 
 from broker.listener import Limits
-from broker.mqtt.packets import Puback, Pubcomp, Publish, Pubrec, Pubrel
+from broker.mqtt.packets import (
+    Connack,
+    Disconnect,
+    Puback,
+    Pubcomp,
+    Publish,
+    Pubrec,
+    Pubrel,
+    Suback,
+    Subscribe,
+    Subscription,
+)
 from broker.mqtt.properties import Properties, Property
 from broker.mqtt.reason import Reason
 from storage.interface import MEMORY, SESSIONS, Event
@@ -138,6 +149,36 @@ def test_an_expired_message_is_not_given_and_a_late_one_says_what_is_left() -> N
     assert node.hub.dropped_expired == 1
 
 
+@pytest.mark.parametrize(("waited", "left"), [(0, 10), (0.001, 10), (0.999, 10), (1, 9), (1.5, 9), (9.5, 1)])
+def test_what_is_left_of_an_expiry_interval_is_less_by_the_whole_seconds_that_it_has_waited(
+    waited: float, left: int
+) -> None:
+    """[MQTT-3.3.2-6]"""
+    node = Node()
+    node.connect("p").publish("t", retain=True, properties=((Property.MESSAGE_EXPIRY_INTERVAL, 10),))
+    node.commit()
+    node.tick(waited)
+    (message,) = node.subscriber("t").acknowledge()
+    assert message.properties == ((Property.MESSAGE_EXPIRY_INTERVAL, left),)
+
+
+def test_a_message_that_grows_beyond_what_a_packet_can_be_is_left_out_and_counted(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("broker.session._SURE", 0)
+    monkeypatch.setattr("broker.session.VARINT_MAX", 100)
+    node = Node()
+    client = node.connect("s")
+    client.subscribe("t", 1, identifier=7)
+    publisher = node.connect("p", 4)
+    for size in (92, 93):  # with topic, packet identifier, and the length and the two bytes of the property
+        publisher.publish("t", bytes(size), 1)
+        node.commit()
+    assert [len(message.payload) for message in client.acknowledge()] == [92]
+    assert node.hub.dropped_oversized == 1
+    assert client.open
+
+
 # -- the window
 
 
@@ -211,6 +252,66 @@ def test_an_unknown_acknowledgement_changes_nothing() -> None:
     old = node.subscriber("t", 1, "old", 4)
     old.send(Pubrec(3))
     assert old.take_all() == [Pubrel(3)]
+
+
+@pytest.mark.parametrize("version", [4, 5])
+@pytest.mark.parametrize(
+    ("qos", "answers"),
+    [(1, [Pubrec]), (1, [Pubcomp]), (2, [Puback]), (2, [Pubcomp]), (2, [Pubrec, Puback])],
+    ids=lambda case: "-".join(kind.__name__ for kind in case) if isinstance(case, list) else str(case),
+)
+def test_an_acknowledgement_of_another_kind_than_the_one_that_is_due_ends_the_connection(
+    version: int, qos: int, answers: list[type[Puback | Pubrec | Pubcomp]]
+) -> None:
+    """[MQTT-4.13.1-1]"""
+    node = Node()
+    client = node.keeper("t", qos, version=version)
+    node.connect("p").publish("t", b"x", qos)
+    node.commit()
+    (message,) = client.take(Publish)
+    for kind in answers:
+        client.send(kind(message.packet_id))
+        node.commit()
+    assert not client.open
+    reasons = [packet.reason for packet in client.take(Disconnect)]
+    assert reasons == ([Reason.PROTOCOL_ERROR] if version == 5 else [])
+    back = node.resume("k", version)
+    assert [packet.payload for packet in back.take(Publish)] == ([] if len(answers) == 2 else [b"x"])
+
+
+@pytest.mark.parametrize("expiry", [0, 100])
+@pytest.mark.parametrize("qos", [0, 1, 2])
+def test_retained_messages_come_after_the_suback_of_their_subscription(qos: int, expiry: int) -> None:
+    node = Node()
+    publisher = node.connect("p")
+    for packet_id, topic in enumerate("abc", 1):
+        publisher.publish(topic, topic.encode(), qos, packet_id if qos else 0, retain=True)
+    node.commit()
+    client = node.connect("s", expiry=expiry)
+    node.commit()
+    client.take(Connack)
+    client.send(Subscribe(1, (Subscription("+", qos), Subscription("b", qos))))
+    publisher.publish("d", b"d", 0)
+    node.commit()
+    first, *rest = client.take_all()
+    assert isinstance(first, Suback)
+    came = [packet.payload for packet in rest if isinstance(packet, Publish)]
+    assert sorted(came) == [b"a", b"b", b"b", b"c", b"d"]
+    assert len(rest) == len(came)
+
+
+def test_a_client_that_always_waits_for_something_is_given_the_retained_messages_nevertheless() -> None:
+    node = Node()
+    publisher = node.connect("p")
+    publisher.publish("kept", b"kept", retain=True)
+    node.commit()
+    client = node.resume("s")
+    client.take(Connack)
+    client.send(Subscribe(1, (Subscription("kept", 0),)))
+    for packet_id in range(1, 10):  # something new is promised to it before what was promised has come
+        client.send(Publish("t", b"", 2, packet_id=packet_id), Pubrel(packet_id))
+        node.commit_one()
+    assert client.payloads() == [b"kept"]
 
 
 def test_a_client_can_refuse_a_qos_2_message() -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from broker.listener import Limits
-from broker.mqtt.packets import Connect, Publish, Will
+from broker.mqtt.packets import Connack, Connect, Pingreq, Pingresp, Publish, Will
 from broker.mqtt.properties import Properties, Property
 from broker.mqtt.reason import Reason
 from storage.interface import WILLS
@@ -221,6 +221,16 @@ def test_a_will_expires_from_when_it_is_published() -> None:
     assert message.properties == ((Property.MESSAGE_EXPIRY_INTERVAL, 40),)
 
 
+def test_a_will_whose_expiry_interval_is_0_expires_at_once() -> None:
+    node = Node()
+    watcher = node.keeper("will")
+    watcher.lose()
+    node.connect("c", will=will(1, False, 0, (Property.MESSAGE_EXPIRY_INTERVAL, 0))).lose()
+    node.commit()
+    assert node.resume("k").acknowledge() == []
+    assert node.hub.dropped_expired == 1
+
+
 def test_the_will_is_that_of_the_last_connect() -> None:
     node = Node()
     watcher = node.subscriber("will")
@@ -234,3 +244,28 @@ def test_a_will_of_qos_0_goes_at_once() -> None:
     watcher = node.subscriber("will")
     node.connect("c", will=will(0)).lose()
     assert len(watcher.take(Publish)) == 1
+
+
+def test_the_will_of_a_session_that_ended_with_its_node_does_not_wait_for_its_delay() -> None:
+    """[MQTT-3.1.2-8]"""
+    node = Node()
+    node.keeper("will", client_id="w").lose()
+    node.connect("ended", will=will(1, False, 60))
+    node.connect("kept", expiry=FOREVER, will=will(1, False, 60))
+    node.tick()
+    node.commit()
+    node.crash()
+    assert [message.payload for message in node.resume("w").acknowledge()] == [b"gone"]
+    assert node.engine.keys(WILLS) == ["kept"]
+
+
+@VERSIONS
+def test_a_client_is_told_that_it_is_connected_once_its_will_is_stored(version: int) -> None:
+    """[MQTT-3.1.2-7]"""
+    node = Node()
+    client = node.connect("c", version, will=will())
+    client.send(Pingreq())
+    assert client.take_all() == []
+    node.commit()
+    assert [type(packet) for packet in client.take_all()] == [Connack, Pingresp]
+    assert len(node.engine.rows(WILLS)) == 1

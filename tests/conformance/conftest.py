@@ -46,15 +46,31 @@ acl_file = "acl"
 client_ids = "{client_ids}"
 """
 """The listeners that a script asks for by `at secured`, and by `at bound`: there client identifiers begin with me-."""
+LIMITED = """
+[[listeners]]
+name = "{transport}-limited"
+type = "{type}"
+port = 0
+max_qos = 1
+topic_alias_maximum = 0
+retain_available = false
+wildcard_subscription_available = false
+subscription_identifier_available = false
+shared_subscription_available = false
+"""
+"""The listener that a script asks for by `at limited`."""
 
 
 def config() -> str:
     """Each listener for each transport."""
-    return CONFIG + "".join(
+    transports = (("tcp", "tcp"), ("ws", "websocket"))
+    guarded = [
         GUARDED.format(transport=transport, type=type, name=name, client_ids=client_ids)
-        for transport, type in (("tcp", "tcp"), ("ws", "websocket"))
+        for transport, type in transports
         for name, client_ids in (("secured", ""), ("bound", "%u-*"))
-    )
+    ]
+    limited = [LIMITED.format(transport=transport, type=type) for transport, type in transports]
+    return "".join((CONFIG, *guarded, *limited))
 
 
 _numbers = count(1)

@@ -292,12 +292,20 @@ class Run:
                 packet = client.next()
                 if packet is None:
                     raise Violation("the connection was closed")
-                fitting = next((step for step in due if not self._differs(packet, step.kind, step.awaited)), None)
+                fitting = next((step for step in due if self._is(packet, step)), None)
                 if fitting is None:
                     raise Violation(f"none of these lines is {packet}")
             except (Violation, Unreadable) as error:
                 raise self._violation(f"line {due[0].line} and those with it", error) from error
             due.remove(fitting)
+
+    def _is(self, packet: Packet, step: Step) -> bool:
+        """Whether a packet is what a line awaits; where it is not, the line's names stand for nothing yet."""
+        before = dict(self._names)
+        if self._differs(packet, step.kind, step.awaited):
+            self._names = before
+            return False
+        return True
 
     def _differs(self, packet: Packet, kind: str, pairs: Pairs) -> str:
         """What is not as it should be; empty: nothing."""

@@ -1,1 +1,1 @@
-"""Malformed bytes, many of them: `python -m tests.fuzz.run`."""
+"""Malformed bytes, hostile clients and mishaps, many of them: `python -m tests.fuzz.run`."""

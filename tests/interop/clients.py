@@ -122,6 +122,7 @@ class Paho(Inbox):
         receive_maximum: int = 0,
         manual_ack: bool = False,
         keep_alive: int = 60,
+        login: tuple[str, str] | None = None,
     ) -> None:
         super().__init__()
         self.ended = threading.Event()
@@ -143,6 +144,8 @@ class Paho(Inbox):
             manual_ack=manual_ack,
         )
         client.max_inflight_messages_set(100)
+        if login is not None:
+            client.username_pw_set(*login)
         client.on_connect = self._on_connect
         client.on_disconnect = self._on_disconnect
         client.on_subscribe = lambda client, data, mid, reasons, properties: self._granted.put(

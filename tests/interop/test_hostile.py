@@ -146,7 +146,8 @@ def _until_closed(link: socket.socket, version: int) -> list[Packet]:
         while data := link.recv(65536):
             packets += decoder.feed(data)
     assert decoder.error is None
-    return packets
+    # Why it is closed is told in words, too: what words, other tests ask.
+    return [Disconnect(packet.reason) if isinstance(packet, Disconnect) else packet for packet in packets]
 
 
 BAD: Final = {
@@ -179,7 +180,7 @@ def test_a_bad_packet_ends_its_connection_with_the_reason_and_one_line_in_the_lo
         assert rest == [Disconnect(reason)]
     (line,) = mistreated.lines(f"'{name}'")
     assert re.search(
-        rf"WARNING .*client '{name}' from 127\.0\.0\.1:\d+: .+ \(reason 0x{reason:02x}\); connection", line
+        rf"WARNING .*client '{name}' from 127\.0\.0\.1:\d+ at mqtt: .+ \(reason 0x{reason:02x}\); connection", line
     )
     assert words in line
 

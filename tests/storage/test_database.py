@@ -17,8 +17,9 @@ from pathlib import Path
 
 import pytest
 
-from storage.database import DATABASE, LOCK, SUSPECT, VERSION
+from storage.database import DATABASE, LOCK, SUSPECT
 from storage.interface import META, SESSIONS, STATE, TABLES, StorageError, StorageFailed
+from storage.schema import VERSION
 from storage.sqlite import SQLiteEngine
 from tests.storage.contract import event, read_all
 
@@ -505,7 +506,9 @@ def test_after_damage_of_any_kind_a_node_works_again_within_two_starts(
             with suppress(StorageError):
                 _read_everything(engine)
             with suppress(StorageError):
-                engine.commit([event(90_000, "x" * 500)], {SESSIONS: {("c",): (5, 0, 0, 0, 0, b"", b"")}}, True)
+                engine.commit(
+                    [event(90_000, "x" * 500)], {SESSIONS: {("c",): (5, 0, 0, 0, 0, b"", b"", b"", "")}}, True
+                )
     with _started(tmp_path) as engine:
         _read_everything(engine)
         seq = engine.last() + 1

@@ -420,6 +420,33 @@ def test_a_filter_that_matches_nothing_in_a_long_history_reaches_its_end(rig: Ri
     assert Reader(rig, 0, "signal".__eq__).read() == [12_002]
 
 
+def test_a_reader_that_has_passed_over_a_group_gets_what_comes_after_it(rig: Rig) -> None:
+    reader = Reader(rig, 0, "b".__eq__)
+    for seq in (2, 4, 6):
+        rig.commit(FSYNC, topic="a")
+        assert reader.read() == []
+        rig.commit(FSYNC, topic="b")
+        assert reader.read() == [seq]
+
+
+def test_many_groups_without_anything_for_a_reader_are_passed_over_in_few_steps(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    events = [event for _ in range(3000) for event in rig.commit(FSYNC)]
+    steps = 0
+    find = Log._find
+
+    def counting(log: Log, position: int) -> object:
+        nonlocal steps
+        steps += 1
+        return find(log, position)
+
+    monkeypatch.setattr(Log, "_find", counting)
+    assert rig.log.cursor(0, lambda topic: topic == "elsewhere", lambda: None).next() is None
+    assert steps < len(events) / 20
+    assert Reader(rig).read() == seqs(events)
+
+
 def test_a_cursor_may_begin_anywhere_also_beyond_the_end(rig: Rig) -> None:
     rig.commit(FSYNC, FSYNC, FSYNC)
     assert Reader(rig, 2).read() == [3]

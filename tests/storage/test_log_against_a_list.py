@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -18,6 +19,8 @@ from tests.storage.contract import STORES, MemoryStore, Rig, SQLiteStore, Store
 
 RING_BYTES = 2500
 """Six events or so."""
+CHUNKS = 2
+"""Of a full ring: a chunk has some events, too."""
 NUMBERS = st.integers(0, 20)
 
 
@@ -47,6 +50,8 @@ class LogMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self._directory = TemporaryDirectory()
+        self._chunks = patch("storage.log.CHUNKS", CHUNKS)
+        self._chunks.start()
         self.store = type(self).make(Path(self._directory.name))
         self.rig = Rig(self.store, RING_BYTES)
         self.rig.told.keeps = lambda event: event.qos > 0
@@ -58,6 +63,7 @@ class LogMachine(RuleBasedStateMachine):
         self.follow(0, "")
 
     def teardown(self) -> None:
+        self._chunks.stop()
         self.rig.engine.commit_fails.clear()
         self.rig.engine.read_fails.clear()
         self._settle()

@@ -545,7 +545,7 @@ _CONNECTS: Final = (
     bad("empty connect", 0, "10 00", MALFORMED, "ends inside a field"),
     bad("publish before any connect", 0, "30 03 0001 'a'", PROTOCOL, "not a CONNECT", "MQTT-3.1.0-1"),
     bad("HTTP", 0, "'GET / HTTP/1.1' 0d0a", PROTOCOL, "not a CONNECT", "MQTT-3.1.0-1"),
-    bad("TLS", 0, "16 0301 0200 01", MALFORMED, "with flags 6", "MQTT-2.1.3-1"),
+    bad("TLS", 0, "16 0301 0200 01", MALFORMED, "ends inside a field"),
     bad("second connect", 4, "10 0e 0004 'MQTT' 04 02 003c 0002 'c1'", PROTOCOL, "second CONNECT", "MQTT-3.1.0-2"),
     bad(
         "second connect of MQTT 5",
@@ -866,7 +866,7 @@ _PUBLISHES: Final = (
         "publish with a wildcard in its response topic",
         5,
         "30 0a 0001 'a' 06 08 0003 'r/#'",
-        NAME,
+        PROTOCOL,
         "response topic",
         "MQTT-3.3.2-14",
     ),
@@ -959,7 +959,7 @@ _ACKNOWLEDGEMENTS: Final = (
     bad("pubrec with packet identifier 0", 5, "50 02 0000", PROTOCOL, "packet identifier is 0"),
     bad("pubrel with packet identifier 0", 4, "62 02 0000", PROTOCOL, "packet identifier is 0"),
     bad("pubcomp with packet identifier 0", 5, "70 03 0000 00", PROTOCOL, "packet identifier is 0"),
-    bad("puback 3.1 with DUP", 3, "48 02 0001", MALFORMED, "with flags 8", "MQTT-2.1.3-1"),
+    ok("puback 3.1 with DUP", 3, "48 02 0001", Puback(1), canonical=False),
     bad("puback with flags", 4, "41 02 0001", MALFORMED, "with flags 1", "MQTT-2.1.3-1"),
     bad("pubrec with flags", 5, "52 02 0001", MALFORMED, "with flags 2", "MQTT-2.1.3-1"),
     bad("pubrel without its flag", 4, "60 02 0001", MALFORMED, "with flags 0", "MQTT-3.6.1-1"),
@@ -1303,9 +1303,26 @@ _HEADERS: Final = (
         "more than four bytes",
         "MQTT-1.5.5-1",
     ),
-    bad("remaining length of 0 in two bytes", 4, "c0 8000", MALFORMED, "longer than it need be", "MQTT-1.5.5-1"),
+    ok("remaining length of 0 in two bytes 3.1.1", 4, "c0 8000", Pingreq(), canonical=False),
+    ok("remaining length of 2 in three bytes 3.1", 3, "40 828000 0001", Puback(1), canonical=False),
+    ok(
+        "remaining length of 14 in two bytes before MQTT 5",
+        0,
+        "10 8e00 0004 'MQTT' 04 02 003c 0002 'c1'",
+        Connect("c1", 4, True, 60, None, None, None),
+        canonical=False,
+    ),
+    bad("remaining length of 0 in two bytes", 5, "c0 8000", MALFORMED, "longer than it need be", "MQTT-1.5.5-1"),
     bad(
-        "remaining length of 2 in three bytes", 4, "40 828000 0001", MALFORMED, "longer than it need be", "MQTT-1.5.5-1"
+        "remaining length of 2 in three bytes", 5, "40 828000 0001", MALFORMED, "longer than it need be", "MQTT-1.5.5-1"
+    ),
+    bad(
+        "remaining length of 15 in two bytes of MQTT 5",
+        0,
+        "10 8f00 0004 'MQTT' 05 02 003c 00 0002 'c1'",
+        MALFORMED,
+        "longer than it need be",
+        "MQTT-1.5.5-1",
     ),
     bad(
         "remaining length of 1 in four bytes", 5, "30 81808000 00", MALFORMED, "longer than it need be", "MQTT-1.5.5-1"

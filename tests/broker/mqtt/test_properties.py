@@ -244,7 +244,7 @@ def test_what_must_not_be_0_is_not_0(id: int) -> None:
 def test_a_response_topic_is_a_topic_name(place: int, topic: str) -> None:
     # [MQTT-3.3.2-14]
     block = b"\x08" + len(topic).to_bytes(2) + topic.encode()
-    assert decoded(place, block) is Reason.TOPIC_NAME_INVALID
+    assert decoded(place, block) is Reason.PROTOCOL_ERROR
     with pytest.raises(ValueError, match="response topic"):
         encode(_PACKETS[place](((0x08, topic),)), 5)
 

@@ -61,8 +61,8 @@ async def test_each_listener_tells_its_own_bounds() -> None:
         large = Publish("t", bytes(4096))
         await wide.send(large)
         await tight.send(large)
-        assert await tight.receive(Disconnect) == Disconnect(Reason.PACKET_TOO_LARGE)
-        await until(lambda: node.hub.received == 1)
+        assert (await tight.receive(Disconnect)).reason == Reason.PACKET_TOO_LARGE
+        await until(lambda: node.hub.traffic.received == 1)
 
 
 @on_both_loops

@@ -181,7 +181,7 @@ async def test_garbage_is_answered_with_its_reason_and_the_end() -> None:
     async with running() as node:
         client = await node.client()
         await client.send_bytes(b"\x00\x00")
-        assert await client.receive(Disconnect) == Disconnect(Reason.MALFORMED_PACKET)
+        assert (await client.receive(Disconnect)).reason == Reason.MALFORMED_PACKET
         await client.ended()
 
 
@@ -221,7 +221,7 @@ async def test_a_server_that_stops_says_so_and_gives_its_port_back() -> None:
         client, stranger = await node.client(), await node.open()
         await until(lambda: len(node.hub.clients.connections) == 2)
         await node.server.stop()
-        assert await client.receive(Disconnect) == Disconnect(Reason.SERVER_SHUTTING_DOWN)
+        assert (await client.receive(Disconnect)).reason == Reason.SERVER_SHUTTING_DOWN
         await client.ended()
         await stranger.ended()
         again = node.listening(node.server.port)

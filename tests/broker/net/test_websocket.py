@@ -225,7 +225,7 @@ async def test_what_came_before_a_violation_counts() -> None:
         before = encode(Publish("t", b"kept", 1, packet_id=9), 5)
         await peer.send_frames(Frame(Opcode.BINARY, before), Frame(Opcode.TEXT, b"hello"), Frame(Opcode.BINARY, before))
         assert await peer.closed_with() == 1003
-        assert node.hub.received == 1
+        assert node.hub.traffic.received == 1
 
 
 @on_both_loops
@@ -263,7 +263,7 @@ async def test_what_was_said_before_the_end_arrives_before_the_closing_frame() -
 async def test_a_server_that_stops_says_so_in_both_protocols() -> None:
     async with connected() as (node, peer):
         await node.server.stop()
-        assert await peer.receive(Disconnect) == Disconnect(Reason.SERVER_SHUTTING_DOWN)
+        assert (await peer.receive(Disconnect)).reason == Reason.SERVER_SHUTTING_DOWN
         assert await peer.closed_with() == 1000
 
 
