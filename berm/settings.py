@@ -320,7 +320,7 @@ class QuotasSection(Section):
     byte_rate: float = _rate("bytes a second from one client")
     total_message_rate: float = _rate("publishes a second of all clients of the listener together")
     total_byte_rate: float = _rate("bytes a second from all clients of the listener together")
-    topic_levels: int = Field(default=0, ge=0, le=65535, description="levels of a topic or filter; 200 at most")
+    topic_levels: int = Field(default=0, ge=0, le=65535, description="levels of a topic name or filter")
     topic_length: int = Field(default=0, ge=0, le=65535, description="bytes of a topic name or filter")
 
 

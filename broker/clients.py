@@ -16,7 +16,7 @@ from broker.mqtt.packets import Connack, Connect, Will
 from broker.mqtt.properties import Properties, Property
 from broker.mqtt.reason import Reason
 from broker.offer import check_will
-from broker.rights import authorize, forbids_topic
+from broker.rights import LEVELS, authorize, forbids_topic, has_many_levels
 from broker.session import Session
 from broker.wills import SECOND, Wills
 
@@ -111,6 +111,8 @@ class Clients:
         check_will(connection.limits, will)
         if (refusal := forbids_topic(connection, will.topic)) is not None:
             raise ProtocolError(refusal, f"may not publish to {will.topic[:64]!r}, the topic of its will")
+        if will.retain and has_many_levels(will.topic):
+            raise ProtocolError(Reason.TOPIC_NAME_INVALID, f"a retained will whose topic has more than {LEVELS} levels")
         log = self._hub.log
         if log.failure is not None and log.open.weight > self._limits.group_bytes:
             raise ProtocolError(Reason.QUOTA_EXCEEDED, "nothing can be stored, and no more wills can wait")

@@ -28,7 +28,7 @@ from broker.listener import Limits
 from broker.mqtt.packets import Puback, Pubrec
 from broker.mqtt.reason import Reason
 from broker.retained import Retained
-from broker.rights import forbids_topic
+from broker.rights import LEVELS, forbids_topic, has_many_levels
 from broker.router import Router
 from broker.session import Session
 from broker.sessions import Sessions
@@ -167,6 +167,10 @@ class Hub:
             if refusal is not None:
                 self.forbidden += 1
                 self.reject(connection, qos, packet_id, refusal, f"may not publish to {topic[:64]!r}")
+                return
+            if retain and has_many_levels(topic):
+                why = f"a retained message whose topic has more than {LEVELS} levels: {topic[:64]!r}"
+                self.reject(connection, qos, packet_id, Reason.TOPIC_NAME_INVALID, why)
                 return
         if log.failure is not None and self._cannot_keep(connection, qos, packet_id):
             return

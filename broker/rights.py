@@ -18,7 +18,8 @@ _PERMITTED: Final = 10_000
 _PERMITTED_BY_RULES: Final = 1000
 """Topics at most that are remembered as permitted to one client by rules."""
 LEVELS: Final = 200
-"""Levels of a topic or a filter at most, whatever quotas allow, as in Mosquitto: each costs 250 bytes in a tree."""
+"""Levels of a retained message's topic at most, and of all filters of a client but one: each costs 250 bytes in a tree,
+so that 65 kB on the wire would take 19 MB."""
 _LONG: Final = 256
 """Characters of a topic that is not worth remembering."""
 _BRIDGE_STATE: Final = "$SYS/broker/connection/+/state"
@@ -41,13 +42,11 @@ def forbids_topic(connection: Connection, topic: str) -> Reason | None:
     listener, rules = connection.listener, connection.rules
     if listener.meter is not None and listener.meter.quotas.objection(topic) is not None:
         return Reason.TOPIC_NAME_INVALID
-    if topic.count("/") >= LEVELS:
-        return Reason.TOPIC_NAME_INVALID
     if topic[0] == "$" and not _is_for_clients(topic, listener):
         return Reason.NOT_AUTHORIZED
     if rules is not None and not rules.may_publish(connection.who, topic):
         return Reason.NOT_AUTHORIZED
-    if len(topic) <= _LONG:
+    if len(topic) <= _LONG and not has_many_levels(topic):
         permitted = connection.permitted
         if len(permitted) >= (_PERMITTED if rules is None else _PERMITTED_BY_RULES):
             permitted.clear()
@@ -60,13 +59,20 @@ def forbids_filter(connection: Connection, filter: str) -> tuple[Reason, str] | 
     meter, rules = connection.listener.meter, connection.rules
     if (lacking := unavailable(connection.limits, filter)) is not None:
         return lacking, f"can't subscribe to {filter[:64]!r}: {reason_in_words(lacking)}"
-    if filter.count("/") >= LEVELS:
-        return Reason.TOPIC_FILTER_INVALID, f"can't subscribe to {filter[:64]!r}: it has more than {LEVELS} levels"
     if meter is not None and (objection := meter.quotas.objection(filter)) is not None:
         return Reason.TOPIC_FILTER_INVALID, f"can't subscribe to {filter[:64]!r}: {objection}"
+    session = connection.session
+    if has_many_levels(filter) and session is not None and session.has_long_filter(filter):
+        why = f"it has another filter with more than {LEVELS} levels"
+        return Reason.QUOTA_EXCEEDED, f"can't subscribe to {filter[:64]!r}: {why}"
     if rules is not None and not rules.may_subscribe(connection.who, filter):
         return Reason.NOT_AUTHORIZED, f"may not subscribe to {filter[:64]!r}"
     return None
+
+
+def has_many_levels(topic: str) -> bool:
+    """Whether a topic or filter has so many levels that trees are not for any number of them."""
+    return topic.count("/") >= LEVELS
 
 
 def _is_for_clients(topic: str, listener: Listener) -> bool:

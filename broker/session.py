@@ -30,6 +30,7 @@ from broker.mqtt.properties import NEVER, Property, encode_properties
 from broker.mqtt.reason import Reason
 from broker.mqtt.topic import compile_filters, matches
 from broker.mqtt.wire import VARINT_MAX, encode_varint
+from broker.rights import has_many_levels
 from broker.router import Delivery, Grant, merge
 from storage.interface import SESSIONS, SUBSCRIPTIONS, Accepts, Event, Group, Row
 
@@ -271,6 +272,10 @@ class Session(Follower):
     def subscriptions(self) -> int:
         """How many it has."""
         return len(self.grants) + len(self.shares)
+
+    def has_long_filter(self, beside: str) -> bool:
+        """Whether it has a subscription of many levels beside the one with this filter."""
+        return any(has_many_levels(each) for each in (*self.grants, *self.shares) if each != beside)
 
     def granted(self, filter: str) -> Grant | None:
         """Its subscription with this filter."""

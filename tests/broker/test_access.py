@@ -486,13 +486,29 @@ def test_a_client_without_rates_is_not_counted() -> None:
     assert Node(Limits()).connect("c").connection.throttle is None
 
 
-@pytest.mark.parametrize("levels", [LEVELS, LEVELS + 1])
-def test_a_topic_and_a_filter_have_as_many_levels_as_they_may_have(levels: int) -> None:
-    topic = "/" * (levels - 1)
+def test_a_client_may_have_one_filter_of_many_levels() -> None:
     client = Node().connect()
-    allowed = levels <= LEVELS
-    assert client.subscribe(topic, 1) == (1 if allowed else Reason.TOPIC_FILTER_INVALID)
-    client.publish(topic, qos=1)
-    client.node.commit()
-    (puback,) = client.take(Puback)
-    assert puback.reason == (Reason.SUCCESS if allowed else Reason.TOPIC_NAME_INVALID)
+    long = "/" * LEVELS
+    assert client.subscribe(long, 1) == 1
+    assert client.subscribe(long, 2) == 2
+    assert client.subscribe("x" + long, 1) == Reason.QUOTA_EXCEEDED
+    assert client.subscribe("$share/g/" + long, 1) == Reason.QUOTA_EXCEEDED
+    assert client.subscribe(long[1:], 1) == 1
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_a_message_whose_topic_has_many_levels_is_not_retained(many: bool) -> None:
+    node = Node()
+    topic = "/" * (LEVELS if many else LEVELS - 1)
+    client = node.connect()
+    expected = Reason.TOPIC_NAME_INVALID if many else Reason.SUCCESS
+    for retain, reason in ((False, Reason.SUCCESS), (True, expected)):
+        client.publish(topic, qos=1, retain=retain)
+        node.commit()
+        (puback,) = client.take(Puback)
+        assert puback.reason == reason
+    other = node.open()
+    other.send(Connect("w", 5, True, 0, Will(topic, b"x", 1, True), None, None))
+    node.commit()
+    (connack,) = other.take(Connack)
+    assert connack.reason == expected
