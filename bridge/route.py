@@ -18,6 +18,8 @@ from storage.interface import CURSORS, META, Event, Log
 
 SECOND: Final = 1_000_000
 """µs"""
+IDLE: Final = 60 * SECOND
+"""µs between two writes of a position that has only passed over what does not match: so much is read again."""
 LONGEST_EXPIRY: Final = 0xFFFFFFFF
 """Seconds that a message expiry interval can say."""
 LONGEST_TOPIC: Final = 65535
@@ -63,6 +65,7 @@ class Route:
         "_node",
         "_saved",
         "_saved_at",
+        "_settled",
         "_stamper",
         "_topic",
         "cursor",
@@ -108,6 +111,8 @@ class Route:
         self.cursor = log.cursor(position, compile_filters((settings.filter,)), lambda: wake(self))
         self._saved = (-1, "")
         self._saved_at = 0
+        self._settled = 0
+        """How many events the position had moved over when it was written last."""
 
     def frame(self, event: Event, qos: int, packet_id: int, peer: Peer, now: int) -> bytes | Outcome:
         """The PUBLISH of one event, or why there is none."""
@@ -170,12 +175,19 @@ class Route:
         return self.lane.floor
 
     def save(self, now: int, least: int) -> bool:
-        """Put the position into the open group where it has moved, `least` µs or more after the last time."""
+        """Put the position into the open group where it has moved, `least` µs or more after the last time.
+
+        While it has only passed over what does not match, that is at least IDLE; with 0 it is at once all the same.
+        """
         row = (self.position, f"{self._epoch} {self.lane.last}")
+        settled = sum(self.lane.counts)
+        if least and settled == self._settled:
+            least = max(least, IDLE)
         if row == self._saved or now - self._saved_at < least:
             return False
         self._saved = row
         self._saved_at = now
+        self._settled = settled
         self._log.open.put(CURSORS, self._key, row[:1])
         self._log.open.put(META, self._key, row[1:])
         return True

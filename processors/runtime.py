@@ -9,7 +9,9 @@ The rules:
    transaction or not at all. After a crash the events behind the committed position are read again, and meet the state
    that goes with that position: each event affects the state once, each output is in the log once.
 3. A step with outputs is emitted at once. Rows and position without outputs wait for the next outputs, for ROWS rows or
-   for CHECKPOINT: an aggregate over a thousand events a second writes each key's row once a second.
+   for CHECKPOINT: an aggregate over a thousand events a second writes each key's row once a second. A position alone
+   waits for IDLE: events that led to nothing lead to nothing again, so that traffic which is none of a processor's
+   business costs it no commits.
 4. The next step may be computed while the last one is on its way to the disk, since whatever the crash takes back of
    the log it takes back from its end. A group that the disk refuses keeps rows, position and outputs together until a
    retry succeeds. Only outputs at QoS 0 are dropped from it, as every message at QoS 0 is, and counted by the hub.
@@ -35,7 +37,9 @@ BATCH: Final = 500
 ROWS: Final = 500
 """Changed rows that wait for a checkpoint at most, but for those of one step."""
 CHECKPOINT: Final = 1_000_000
-"""µs between two commits of state or position without outputs."""
+"""µs between two commits of state without outputs."""
+IDLE: Final = 60_000_000
+"""µs between two commits of a position alone: so much is read again after a crash."""
 OPEN_BYTES: Final = 8 << 20
 """Weight of the open group above which no more is read: publishers are stopped before."""
 STUCK: Final = 10_000_000
@@ -126,7 +130,8 @@ class Runtime:
         """Time has passed; µs since the epoch. To be called a few times a second."""
         self._now = now
         self._pump()
-        if self._changed and now - self._emitted_at >= CHECKPOINT and not self._held and not self._stopped:
+        wait = CHECKPOINT if self._rows else IDLE
+        if self._changed and now - self._emitted_at >= wait and not self._held and not self._stopped:
             self._emit(())
         if self._unreported and now - self._reported_at >= QUIET:
             self._report()

@@ -24,8 +24,11 @@ class ListEngine:
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.state: dict[Table, dict[Row, Row]] = {}
+        self.groups: list[int] = []
+        """For each group that was kept, how many events it had."""
 
     def commit(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
+        self.groups.append(len(events))
         self.events += [event for event in events if event.durability]
         for table, rows in state.items():
             kept = self.state.setdefault(table, {})

@@ -239,6 +239,29 @@ def test_where_nothing_is_open_the_position_passes_over_what_does_not_match() ->
     assert rig.kept() == 6
 
 
+def test_traffic_of_others_costs_a_route_one_commit_a_minute_and_a_stop_keeps_its_place() -> None:
+    rig = _rig(RouteSettings("all", "wanted"))
+    rig.connect()
+    rig.publish("wanted")
+    rig.drain()
+    rig.tick(1)
+    commits = len(rig.engine.groups)
+    for _ in range(600):
+        rig.publish("other", durability=MEMORY)
+        rig.tick(1)
+    assert 9 <= len(rig.engine.groups) - commits <= 11
+    assert rig.log.last - 60 <= rig.kept() < rig.log.last
+    rig.publish("wanted")
+    rig.drain()
+    rig.tick(1)
+    assert rig.kept() == rig.log.last, "what it has forwarded is kept within the second"
+    rig.publish_many(["other"] * 3)
+    rig.turn()
+    rig.uplink.stop(rig.now)
+    rig.turn()
+    assert rig.kept() == rig.log.last
+
+
 def test_a_restart_goes_on_from_the_kept_position_and_keeps_the_chain() -> None:
     rig = _rig(RouteSettings("all", "a/#"))
     rig.connect()

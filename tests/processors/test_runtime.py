@@ -15,7 +15,7 @@ from processors.definition import Start
 from processors.message import Output
 from processors.runtime import Runtime
 from processors.step import Step
-from storage.interface import MEMORY, OS, Row, Table
+from storage.interface import MEMORY, OS, STATE, Row, Table
 from storage.interface import Event as Stored
 from storage.log import Log
 from storage.memory import MemoryEngine
@@ -90,6 +90,31 @@ def test_state_without_outputs_is_kept_once_a_second_and_not_with_every_batch() 
     (row,) = rig.kept_state()
     assert (row[0], row[2], row != kept[0]) == ("per_minute", "t/a", True)
     assert rig.kept_position("per_minute") == rig.events()[-1].seq
+
+
+def test_traffic_that_leads_to_nothing_costs_one_commit_a_minute_and_a_stop_keeps_the_place() -> None:
+    rig = Rig(mapping(forward), counting(), mapping(lambda event: None, "other", name="silent"))
+    for _ in range(600):
+        rig.publish("other", 1, MEMORY)
+        rig.tick(1)
+    assert len(rig.log.rows(STATE)) == 0
+    assert 3 <= rig.disk.commits <= 12
+    assert [rig.log.last - 60 <= (rig.kept_position(name) or 0) for name in ("m", "per_minute", "silent")] == [True] * 3
+    rig.stop()
+    assert [rig.kept_position(name) for name in ("m", "per_minute", "silent")] == [600] * 3
+
+
+def test_after_a_crash_what_led_to_nothing_is_read_again_and_leads_to_nothing_again() -> None:
+    rig = Rig(mapping(forward, start="beginning"))
+    rig.publish("t/a", 1)
+    for _ in range(30):
+        rig.publish("other", 1)
+        rig.tick(1)
+    assert rig.kept_position("m") == 1
+    rig.crash()
+    rig.publish("t/a", 2)
+    rig.tick(1)
+    assert rig.outputs("m") == [("out/t/a", 1), ("out/t/a", 2)]
 
 
 def test_many_changed_keys_do_not_wait_for_the_second() -> None:
