@@ -28,6 +28,7 @@ from broker.net.server import TICK, Server
 from broker.statistics import Statistics
 from processors import LoadError
 from processors.runtime import Runtime
+from storage.guard import Guard, Level
 from storage.interface import META, StorageError, StorageFailed
 from storage.log import Log
 from storage.sqlite import SQLiteEngine
@@ -133,6 +134,7 @@ class Node:
         writer, reader = self._workers
         self._log = Log(self._engine, writer, reader, settings.storage.memory_bytes)
         self._hub = Hub(self._log, parts.limits(settings), loop.call_soon, parts.durability(settings))
+        self._guard = Guard(self._engine.reserve, parts.levels(settings), writer, self._ration)
         self._runtimes = [Runtime(each, self._log, self._user_code, self._hub, compile_filters) for each in definitions]
         self._server = Server(self._hub, endpoints)
         self._dialers: list[Dialer] = []
@@ -168,6 +170,7 @@ class Node:
         now = time_ns() // 1000
         epoch = self._identify(now)
         self._hub.restore(now)
+        self._guard.start(now)
         for runtime in self._runtimes:
             runtime.start()
         try:
@@ -224,8 +227,12 @@ class Node:
         now = time_ns() // 1000
         for runtime in self._runtimes:
             runtime.tick(now)
+        self._guard.tick(now)
         self._guards.tick(self._hub, now)
         self._statistics.tick(monotonic_ns() // 1000)
+
+    def _ration(self, level: Level) -> None:
+        self._hub.ration(qos0=level >= Level.LOW, all_qos=level is Level.FULL)
 
     def _identify(self, now: int) -> int:
         """The epoch of this log: when it began. Seqs of a log that was lost can't be mistaken for those of the next."""
@@ -255,6 +262,7 @@ class Node:
             [acceptor.endpoint.listener for acceptor in self._server.acceptors],
             (
                 readings.memory,
+                lambda: readings.disk(self._guard),
                 lambda: readings.processors(self._runtimes, self._log),
                 lambda: readings.bridges(self._uplinks, node),
             ),

@@ -16,6 +16,7 @@ from broker.mqtt.topic import matches
 from broker.net.listener import Endpoint, TCPAddress, UnixAddress
 from processors import Definition, LoadError
 from processors.loading import load_file
+from storage.guard import Levels
 from storage.interface import DURABILITY
 
 if TYPE_CHECKING:
@@ -31,6 +32,12 @@ def limits(settings: Settings) -> Limits:
     mqtt = settings.mqtt
     node = Limits(group_bytes=settings.storage.group_bytes, queue_qos0=mqtt.queue_qos0, max_sessions=mqtt.max_sessions)
     return _bounded(node, mqtt)
+
+
+def levels(settings: Settings) -> Levels:
+    """What is given up as the disk fills."""
+    storage = settings.storage
+    return Levels(storage.low_space, storage.min_space, storage.reserve_bytes)
 
 
 def _bounded(node: Limits, bounds: BoundsSection) -> Limits:

@@ -11,6 +11,7 @@ from typing import Final
 from bridge import Uplink
 from broker.statistics import Readings
 from processors.runtime import Runtime
+from storage.guard import Guard
 from storage.log import Log
 
 _STATM: Final = Path("/proc/self/statm")
@@ -27,6 +28,12 @@ def memory() -> Readings:
         yield "heap/current", now
         most = max(most, now)  # the system brings it up to date from time to time only
     yield "heap/maximum", most
+
+
+def disk(guard: Guard) -> Readings:
+    """The room that is left on the log's disk, in bytes, and what has been given up for want of it."""
+    yield "berm/disk/free", guard.free
+    yield "berm/disk/level", int(guard.level)
 
 
 def processors(runtimes: Iterable[Runtime], log: Log) -> Readings:

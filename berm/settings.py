@@ -30,6 +30,7 @@ from broker.mqtt.topic import SHARE, validate_filter
 KIB: Final = 1 << 10
 MIB: Final = 1 << 20
 GIB: Final = 1 << 30
+TIB: Final = 1 << 40
 LARGEST_PACKET: Final = 268_435_460
 """Bytes of the largest packet that MQTT can express: five of fixed header and a full Remaining Length."""
 LARGEST_INBOUND: Final = LARGEST_PACKET - 64 * KIB
@@ -207,6 +208,27 @@ class StorageSection(Section):
         ge=64 * KIB,
         le=GIB,
         description="most that one commit gathers before reading from publishers pauses, in bytes",
+    )
+    low_space: int = Field(
+        default=256 * MIB,
+        ge=0,
+        le=TIB,
+        description="free bytes of the disk below which QoS 0 messages are delivered but not stored; "
+        "a quarter of the disk counts at most; 0: never",
+    )
+    min_space: int = Field(
+        default=64 * MIB,
+        ge=0,
+        le=TIB,
+        description="free bytes of the disk below which nothing is stored for publishers: QoS 1 and 2 are refused "
+        "(0x97) or wait; an eighth of the disk counts at most; 0: never",
+    )
+    reserve_bytes: int = Field(
+        default=16 * MIB,
+        ge=0,
+        le=GIB,
+        description="room that a file holds for starting and tidying up on a full disk, in bytes; "
+        "a sixty-fourth of the disk counts at most; 0: none",
     )
     rules: tuple[DurabilityRule, ...] = Field(default=(), strict=False, description="durability by topic")
 

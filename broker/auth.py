@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import logging
 import re
+from collections import Counter, deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from secrets import token_bytes
@@ -128,26 +129,49 @@ class Authorizer(Protocol):
         """Whether a client may be given a message of a topic."""
 
 
+_Job = tuple[str, Check, Callable[[bool], None]]
+"""A hash, whose password it should be, and whom to tell."""
+
+
 class Verifier:
     """Checks passwords in threads of its own, one at a time in each.
 
     At most `limit` checks are under way or wait; each takes the memory that its line in the password file asks for only
-    while it is under way.
+    while it is under way. Hosts take turns, and the last quarter of the places is not for the host that has the others,
+    so that whoever tries a thousand passwords keeps nobody else out.
     """
 
     def __init__(self, workers: Sequence[Worker], limit: int) -> None:
-        self._workers = workers
+        self._idle = list(workers)
         self._limit = limit
-        self._turn = 0
+        self._hosts: dict[str, deque[_Job]] = {}
+        """What waits, by the address of who asks; the first host is the next to have its turn."""
+        self._held: Counter[str] = Counter()
+        """How many checks each host has under way or waiting."""
         self.waiting = 0
         """Checks under way, and those that wait."""
 
     def verify(self, kept: str, check: Check, done: Callable[[bool], None]) -> bool:
         """Have `done` called on the loop with whether the password is the one of this hash; False: too many wait."""
-        if self.waiting >= self._limit:
+        host = check.applicant.host
+        if self.waiting >= self._limit or self._held[host] >= self._limit - self._limit // 4:
             return False
         self.waiting += 1
-        self._turn = (self._turn + 1) % len(self._workers)
+        self._held[host] += 1
+        self._hosts.setdefault(host, deque()).append((kept, check, done))
+        self._begin()
+        return True
+
+    def _begin(self) -> None:
+        while self._idle and self._hosts:
+            host, jobs = next(iter(self._hosts.items()))
+            job = jobs.popleft()
+            del self._hosts[host]
+            if jobs:
+                self._hosts[host] = jobs  # behind all others
+            self._submit(self._idle.pop(0), host, *job)
+
+    def _submit(self, worker: Worker, host: str, kept: str, check: Check, done: Callable[[bool], None]) -> None:
         password = check.applicant.password or b""
 
         def work() -> bool:
@@ -155,12 +179,16 @@ class Verifier:
 
         def finished(result: object, error: BaseException | None) -> None:
             self.waiting -= 1
+            self._held[host] -= 1
+            if not self._held[host]:
+                del self._held[host]
+            self._idle.append(worker)
             if error is not None:
                 _logger.error("a password can't be checked: %s; look at memory, and at the password file", error)
             done(result is True)
+            self._begin()
 
-        self._workers[self._turn].submit(work, finished)
-        return True
+        worker.submit(work, finished)
 
 
 class Gate:

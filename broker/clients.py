@@ -50,6 +50,8 @@ class Clients:
         connection = Connection(self._hub, wire, now, listener or self.listener)
         self.connections.add(connection)
         self._strangers[connection] = None
+        if self._hub.is_behind:
+            self._hub.hold(connection)
         most = self._limits.max_connections
         if len(self._strangers) > most:
             oldest = next(iter(self._strangers))

@@ -7,6 +7,7 @@ packet identifier stands between them. Both are shared by reference until a conn
 from __future__ import annotations
 
 from broker.mqtt.wire import encode_string, encode_varint
+from broker.router import REMEMBERED
 from storage.interface import Event
 
 _HEADERS = [encode_varint(n) for n in range(2048)]
@@ -49,9 +50,11 @@ class FrameCache:
         """Head and tail, for a first byte and a tail that are already made."""
         name = self._topics.get(topic)
         if name is None:
-            if len(self._topics) >= _TOPICS_KEPT:
-                self._topics.clear()
-            self._topics[topic] = name = encode_string(topic)
+            name = encode_string(topic)
+            if len(topic) <= REMEMBERED:
+                if len(self._topics) >= _TOPICS_KEPT:
+                    self._topics.clear()
+                self._topics[topic] = name
         size = len(name) + len(tail) + (2 if qos else 0)
         header = _HEADERS[size] if size < 2048 else encode_varint(size)
         return bytes((first,)) + header + name, tail

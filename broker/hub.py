@@ -11,6 +11,9 @@ QoS 0 messages and those with durability `memory` are fanned out (and acknowledg
 they are kept. A group that the engine refuses is never acknowledged: MQTT 5 publishers are told 0x97 and their messages
 are taken out; older clients have no such answer, so their messages stay, to be tried again, and their sockets are not
 read until they are kept.
+
+While the disk is short of room (`ration`), QoS 0 messages are kept in memory only; then MQTT 5 publishers are told
+0x97, and older ones are not read from after what has come. What the broker has to write for itself goes on.
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from storage.interface import (
     Log,
     Row,
     StorageError,
+    StorageFailed,
     Table,
 )
 
@@ -112,6 +116,10 @@ class Hub:
         self.forbidden_subscriptions = 0
         self.refused_logins = 0
         """Clients that did not prove who they are, or that may not connect."""
+        self.unstored = 0
+        """QoS 0 messages that were not stored, to spare the disk."""
+        self.refusing = False
+        """Whether the disk has so little room that nothing is stored for publishers."""
         self.throttled = 0
         """How often a client was made to wait for having run ahead of its rates."""
         self.crashed = 0
@@ -126,6 +134,10 @@ class Hub:
         """Sessions and shared subscriptions with connected clients that read the log from their cursors."""
         self._crowded = False
         """Whether sessions that are getting on need events that the log's memory would soon drop."""
+        self._sparing = False
+        """Whether the disk has so little room that QoS 0 messages are not stored."""
+        self._plain = durability is None
+        """Whether the QoS alone says how long a message is kept."""
         self._rule = durability
         self._rules: dict[str, int | None] = {}
         self._schedule = schedule
@@ -137,9 +149,12 @@ class Hub:
         """Of the group on its way."""
         self._overtaken: dict[str, int] = {}
         """Retained messages that have gone out early, by topic: older ones may have yet to commit."""
-        self._held: dict[Connection, None] = {}
+        self._held: dict[Connection, bool] = {}
+        """Connections that are not read from, and whether that is for want of room on the disk."""
         self._waiting: set[str] = set()
         """Clients that have sent what nobody can keep now, and that is not refused: it will be tried again."""
+        self._refusal = ""
+        """Why the group before was refused, as it was told: retries that fail alike are not told again."""
         self._next_second = 0
         self._complaints = 0
         log.listener = self
@@ -176,10 +191,12 @@ class Hub:
             return
         session = connection.session
         assert session is not None
-        if self._rule is None:
+        if self._plain:
             durability = FSYNC if qos else OS
         else:
             durability = self._durability(topic, qos)
+            if self.refusing and qos and durability and self._turns_away(connection, qos, packet_id):
+                return
         event = log.append(self.now, topic, payload, qos, retain, session.client_id, properties, expires, durability)
         if qos == 0:
             self._fan_out_early(event)
@@ -252,6 +269,14 @@ class Hub:
         self.wake()
 
     def _durability(self, topic: str, qos: int) -> int:
+        asked = self._asked(topic, qos)
+        if self._sparing and not qos and asked:
+            self.unstored += 1
+            return MEMORY
+        return asked
+
+    def _asked(self, topic: str, qos: int) -> int:
+        """The durability that a message is to have."""
         rule = None
         if self._rule is not None:
             rules = self._rules
@@ -280,8 +305,8 @@ class Hub:
         self._put_retained(event)
 
     def _put_retained(self, event: Event) -> None:
-        if event.durability == MEMORY:
-            return
+        if event.durability == MEMORY and (not self._sparing or self._asked(event.topic, event.qos) == MEMORY):
+            return  # to spare the disk the log goes without it, but not the row that a new subscriber is given
         if event.payload:
             self.log.open.put(
                 RETAINED,
@@ -309,6 +334,24 @@ class Hub:
         connection.close(Reason.QUOTA_EXCEEDED)
         return True
 
+    def _turns_away(self, connection: Connection, qos: int, packet_id: int) -> bool:
+        """What becomes of a message while the disk is short of room; whether that settles it."""
+        if connection.version == 5:
+            self.refused_messages += 1
+            self._answer_in_turn(connection, qos, packet_id, Reason.QUOTA_EXCEEDED, "the disk is nearly full")
+            return True
+        # What has been read of it already is stored; nobody could be told otherwise.
+        self.hold(connection)
+        if connection in self._held:
+            self._held[connection] = True
+        return False
+
+    def ration(self, *, qos0: bool, all_qos: bool) -> None:
+        """The disk is short of room, or no longer: whether to store no QoS 0 messages, and none of any publisher."""
+        self._sparing, self.refusing = qos0, all_qos
+        self._plain = self._rule is None and not qos0 and not all_qos
+        self.wake()
+
     def reject(
         self, connection: Connection, qos: int, packet_id: int, reason: Reason, why: str, clause: str = ""
     ) -> None:
@@ -320,14 +363,21 @@ class Hub:
         if not qos:
             return
         if connection.version == 5:
-            self._take_back(connection, qos, packet_id)
-            answer = _refusal(connection, qos, packet_id, reason, why, clause)
-            if self.log.failure is not None:  # whatever came before is refused at once, too
-                connection.send(answer)
-                return
-        else:
-            connection.owed -= 1
-            answer = (b"\x40\x02" if qos == 1 else b"\x50\x02") + packet_id.to_bytes(2)
+            self._answer_in_turn(connection, qos, packet_id, reason, why, clause)
+            return
+        answer = (b"\x40\x02" if qos == 1 else b"\x50\x02") + packet_id.to_bytes(2)
+        self._promises.acknowledgements.append((connection, answer, None))
+        self.wake()
+
+    def _answer_in_turn(
+        self, connection: Connection, qos: int, packet_id: int, reason: Reason, why: str, clause: str = ""
+    ) -> None:
+        """Tell an MQTT 5 client that a message was not taken on, behind the answers to what came before."""
+        self._take_back(connection, qos, packet_id)
+        answer = _refusal(connection, qos, packet_id, reason, why, clause)
+        if self.log.failure is not None:  # whatever came before is refused at once, too
+            connection.send(answer)
+            return
         connection.owed += 1
         self._promises.acknowledgements.append((connection, answer, None))
         self.wake()
@@ -424,7 +474,7 @@ class Hub:
         self._promise_nothing_open()
         touched, self._touched = self._touched, []
         pumped = 0
-        for connection in touched:
+        for connection in dict.fromkeys(touched):
             if connection.closed:
                 continue
             try:
@@ -493,6 +543,7 @@ class Hub:
         """Acknowledge, then fan out, in log order."""
         if group.durability > MEMORY:
             self.commits += 1
+            self._refusal = ""
         self._waiting = set()
         promised = self._promised
         self._promised = _Promises()
@@ -543,7 +594,9 @@ class Hub:
         self.dropped_full += sum(1 for event in group.events if event.qos == 0)
         group.events[:] = kept
         self._refill_retained(group)
-        _logger.error("%s; publishers wait or are refused until it can be stored", error)
+        if not isinstance(error, StorageFailed) and str(error) != self._refusal:  # after a failure the node ends
+            self._refusal = str(error)
+            _logger.error("%s; publishers wait or are refused until it can be stored", error)
 
     def _refill_retained(self, group: Group) -> None:
         """The rows of retained messages that the group still holds, and no others."""
@@ -552,12 +605,17 @@ class Hub:
             if event.retain:
                 self._put_retained(event)
 
+    @property
+    def is_behind(self) -> bool:
+        """Whether so much waits for a commit that is under way that those who come now have to wait, too."""
+        return self.log.failure is None and self.log.open.weight > self.limits.group_bytes
+
     def hold(self, connection: Connection) -> None:
         """Read no more from this connection until the log, and its client, have caught up."""
         if not connection.held and not connection.closed:
             connection.held = True
             connection.wire.pause_reading()
-            self._held[connection] = None
+            self._held[connection] = False
             self.wake()
 
     def let_go(self, connection: Connection) -> None:
@@ -568,8 +626,12 @@ class Hub:
         log = self.log
         if log.failure is not None or log.open.weight > self.limits.group_bytes:
             return
-        crowded = self._crowded
-        for connection in [c for c in self._held if not (c.congested or (crowded and c.volatile))]:
+        crowded, refusing = self._crowded, self.refusing
+        for connection in [
+            c
+            for c, scarce in self._held.items()
+            if not (c.congested or (crowded and c.volatile) or (refusing and scarce))
+        ]:
             del self._held[connection]
             connection.held = connection.volatile = False
             connection.heard = self.now

@@ -12,11 +12,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from typing import Generic, TypeVar
+from typing import Final, Generic, TypeVar
 
 S = TypeVar("S")
 S_co = TypeVar("S_co", covariant=True)
 
+REMEMBERED: Final = 256
+"""Characters of a topic for which anything is remembered: caches count topics, and one may have 65,535 bytes."""
 _CACHED_TOPICS = 10_000
 
 
@@ -120,9 +122,11 @@ class Router(Generic[S]):
         """How each session gets the messages of this topic."""
         found = self._cache.get(topic)
         if found is None:
-            if len(self._cache) >= _CACHED_TOPICS:
-                self._cache.clear()
-            found = self._cache[topic] = self._walk(topic)
+            found = self._walk(topic)
+            if len(topic) <= REMEMBERED:
+                if len(self._cache) >= _CACHED_TOPICS:
+                    self._cache.clear()
+                self._cache[topic] = found
         return found
 
     def forget(self) -> None:

@@ -31,7 +31,7 @@ from broker.mqtt.reason import Reason
 from broker.mqtt.topic import compile_filters, matches
 from broker.mqtt.wire import VARINT_MAX, encode_varint
 from broker.rights import has_many_levels
-from broker.router import Delivery, Grant, merge
+from broker.router import REMEMBERED, Delivery, Grant, merge
 from storage.interface import SESSIONS, SUBSCRIPTIONS, Accepts, Event, Group, Row
 
 if TYPE_CHECKING:
@@ -51,6 +51,8 @@ _SLICE: Final = 32
 _ALIAS: Final = bytes((Property.TOPIC_ALIAS,))
 _SURE: Final = VARINT_MAX - 4 - LONGEST
 """Bytes of properties and payload that fit into a packet beside any topic and packet identifier."""
+_MATCHED: Final = 8
+"""Subscriptions that are held against a new topic in the time of another step."""
 _STEPS: Final = 2000
 """Events that one turn of the loop looks at for one session."""
 
@@ -72,6 +74,7 @@ class Session(Follower):
 
     __slots__ = (
         "_compiled",
+        "_long",
         "_matches",
         "_next_id",
         "_read_back",
@@ -141,6 +144,8 @@ class Session(Follower):
         self._matches: dict[str, Delivery[Follower] | None] = {}
         self._compiled: Accepts | None = None
         """Compiled when it is needed: a client may change a thousand subscriptions one by one."""
+        self._long: set[str] = set()
+        """Its filters of many levels."""
 
     # -- state that outlives the connection
 
@@ -275,7 +280,21 @@ class Session(Follower):
 
     def has_long_filter(self, beside: str) -> bool:
         """Whether it has a subscription of many levels beside the one with this filter."""
-        return any(has_many_levels(each) for each in (*self.grants, *self.shares) if each != beside)
+        return bool(self._long - {beside})
+
+    def hold_share(self, share: Share) -> None:
+        """It is a member of a shared subscription."""
+        self.shares[share.filter] = share
+        self._note(share.filter)
+
+    def drop_share(self, filter: str) -> Share | None:
+        """It is a member no more; of which shared subscription it was."""
+        self._long.discard(filter)
+        return self.shares.pop(filter, None)
+
+    def _note(self, filter: str) -> None:
+        if has_many_levels(filter):
+            self._long.add(filter)
 
     def granted(self, filter: str) -> Grant | None:
         """Its subscription with this filter."""
@@ -285,12 +304,14 @@ class Session(Follower):
     def subscribe(self, grant: Grant) -> None:
         """Add or replace a subscription."""
         self.grants[grant.filter] = grant
+        self._note(grant.filter)
         self._filters_changed()
 
     def unsubscribe(self, filter: str) -> bool:
         """Remove a subscription; whether there was one."""
         found = self.grants.pop(filter, None) is not None
         if found:
+            self._long.discard(filter)
             self._retained.pop(filter, None)
             self._filters_changed()
         return found
@@ -298,6 +319,8 @@ class Session(Follower):
     def restore_grants(self, grants: list[Grant]) -> None:
         """Take over the subscriptions of an earlier run."""
         self.grants = {grant.filter: grant for grant in grants}
+        for filter in self.grants:
+            self._note(filter)
         self._filters_changed()
 
     def _filters_changed(self) -> None:
@@ -331,11 +354,12 @@ class Session(Follower):
     def _match(self, topic: str) -> Delivery[Follower] | None:
         found = self._matches.get(topic)
         if found is None and topic not in self._matches:
-            if len(self._matches) >= _MATCHES_KEPT:
-                self._matches.clear()
             grants = [g for g in self.grants.values() if matches(g.filter, topic)]
             found = merge(self, grants, self.denies(topic))
-            self._matches[topic] = found
+            if len(topic) <= REMEMBERED:
+                if len(self._matches) >= _MATCHES_KEPT:
+                    self._matches.clear()
+                self._matches[topic] = found
         return found
 
     # -- outbound messages
@@ -395,7 +419,9 @@ class Session(Follower):
         connection, cursor = self.connection, self._cursor
         if connection is None or cursor is None:
             return
-        for _ in range(_STEPS):
+        steps = _STEPS
+        while steps > 0:
+            steps -= 1
             if self.slots <= 0 or connection.blocked or connection.pending >= connection.limit:
                 cursor.release()
                 self._read_back = {}
@@ -409,6 +435,8 @@ class Session(Follower):
                     return  # its SUBACK goes first, and with it the connection is touched
                 self._give_retained()
             elif (event := cursor.next()) is not None:
+                if event.topic not in self._matches:
+                    steps -= len(self.grants) // _MATCHED
                 self._catch_up(event)
             else:
                 if cursor.caught_up:

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.follower import Follower, Host
 from broker.mqtt.topic import compile_filters, matches, parse_share
-from broker.router import Delivery, Grant, merge
+from broker.router import REMEMBERED, Delivery, Grant, merge
 from storage.interface import SHARES, Accepts, Event, Group
 
 if TYPE_CHECKING:
@@ -319,14 +319,16 @@ class Share(Follower):
         return best
 
     def _find(self, topic: str) -> _Deliveries:
-        if len(self._deliveries) >= _TOPICS_KEPT:
-            self._deliveries.clear()
-        found = self._deliveries[topic] = tuple(
+        found = tuple(
             delivery
             for session, grant in self.members.items()
             if session.connection is not None and topic.startswith(session.mount) and not session.denies(topic)
             if (delivery := merge(session, [grant])) is not None
         )
+        if len(topic) <= REMEMBERED:
+            if len(self._deliveries) >= _TOPICS_KEPT:
+                self._deliveries.clear()
+            self._deliveries[topic] = found
         return found
 
     def _accepts(self) -> Accepts:

@@ -29,12 +29,12 @@ class Shares:
         if share is None:
             share = self._make(grant.filter, grant.since)
             share.early_upto = self._hub.log.last
-        session.shares[grant.filter] = share
+        session.hold_share(share)
         share.join(session, grant)
 
     def quit(self, session: Session, filter: str) -> bool:
         """A session has unsubscribed; whether it was a member."""
-        share = session.shares.pop(filter, None)
+        share = session.drop_share(filter)
         if share is None:
             return False
         share.quit(session)
@@ -67,7 +67,7 @@ class Shares:
         """Take up those of an earlier run: who was a member, and how. Blocks."""
         for session, grant in grants:
             share = self.all.get(grant.filter) or self._make(grant.filter, grant.since)
-            session.shares[grant.filter] = share
+            session.hold_share(share)
             share.restore(session, grant)
         for filter, position, returned in self._hub.log.rows(SHARES):
             assert isinstance(filter, str)

@@ -9,6 +9,8 @@ The rules:
 3. An fsync that failed is never tried again as if nothing had happened: the engine takes no further group, and leaves
    the WAL as it is for the next start, which takes from it what its checksums prove.
 4. A read looks at a bounded stretch and returns a bounded number of bytes.
+5. A full disk refuses a group and is tried again; so is a quota, which SQLite calls an error of the disk: whether it is
+   one is found out by writing a small file. The reserve (see guard.py) is given back for what comes next.
 
 Why so much is asked of one statement: each call into SQLite gives the interpreter lock away, and beside a busy loop it
 takes a while to get it back. One INSERT of 256 rows does so once where `executemany` does 256 times, and a list goes
@@ -39,6 +41,7 @@ from storage.database import (
     open_reader,
     open_writer,
 )
+from storage.guard import NO_ROOM, RESERVE, Reserve, probe
 from storage.interface import (
     Accepts,
     Event,
@@ -94,6 +97,10 @@ _TOPIC_IDS: Final = """SELECT json_group_array(json_array(name, id)) FROM topics
 
 _FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE))
 """What a full disk gives: the second where it is the index of the WAL that can't grow."""
+_UNWRITTEN: Final = frozenset(
+    (sqlite3.SQLITE_IOERR_WRITE, sqlite3.SQLITE_IOERR_TRUNCATE, sqlite3.SQLITE_IOERR_SHMOPEN, sqlite3.SQLITE_CANTOPEN)
+)
+"""What a quota gives, or a file system that has become read-only, or a disk that is broken."""
 
 _logger = logging.getLogger("berm.storage")
 
@@ -111,6 +118,7 @@ class SQLiteEngine:
         self.path = directory / DATABASE
         self.quarantined: Path | None = None
         """Where a damaged database now is; None where there was none."""
+        self.reserve = Reserve(directory / RESERVE)
         self._suspect = directory / SUSPECT
         self._failure: StorageFailed | None = None
         self._ids: dict[str, int] = {}
@@ -131,13 +139,12 @@ class SQLiteEngine:
             return
         try:
             self._lock = hold(directory)
-            with self._explained("opening"):
-                self._writer, self.quarantined = open_writer(directory)
-                try:
-                    self._reader = open_reader(self.path)
-                except BaseException:
-                    self._writer.close()
+            try:
+                self._open(directory)
+            except StorageFull:
+                if not self.reserve.release():
                     raise
+                self._open(directory)
         except OSError as error:
             self._release()
             raise StorageError(
@@ -148,29 +155,45 @@ class SQLiteEngine:
             self._release()
             raise
 
+    def _open(self, directory: Path) -> None:
+        with self._explained("opening"):
+            self._writer, self.quarantined = open_writer(directory)
+            try:
+                self._reader = open_reader(self.path)
+            except BaseException:
+                self._writer.close()
+                raise
+
     # -- writing
 
     def commit(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
         """Keep all of it in one transaction; with `sync`, on the disk itself, before returning."""
         if self._failure is not None:
             raise self._failure
+        try:
+            with self._explained("writing"):
+                self._write(events, state, sync)
+        except StorageFull:
+            self.reserve.release()
+            raise
+
+    def _write(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
         writer = self._writer
-        with self._explained("writing"):
-            try:
-                if sync is not self._full:
-                    writer.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
-                    self._full = sync
-                writer.execute("BEGIN IMMEDIATE")
-                written = self._insert(events)
-                for table, rows in state.items():
-                    written += self._change(table, rows)
-                writer.execute("COMMIT")
-                self._gathered += 2 + written // PAGE_BYTES
-            except BaseException:
-                self._forget()  # ids given in this transaction are gone with it
-                if writer.in_transaction:
-                    writer.execute("ROLLBACK")
-                raise
+        try:
+            if sync is not self._full:
+                writer.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
+                self._full = sync
+            writer.execute("BEGIN IMMEDIATE")
+            written = self._insert(events)
+            for table, rows in state.items():
+                written += self._change(table, rows)
+            writer.execute("COMMIT")
+            self._gathered += 2 + written // PAGE_BYTES
+        except BaseException:
+            self._forget()  # ids given in this transaction are gone with it
+            if writer.in_transaction:
+                writer.execute("ROLLBACK")
+            raise
 
     def upkeep(self) -> None:
         """Copy what has gathered in the WAL into the database, once it is long enough. Between groups."""
@@ -182,6 +205,10 @@ class SQLiteEngine:
                 self._checkpoint()
         except StorageFailed:
             pass  # the next group is told
+        except StorageFull as error:
+            if self.reserve.release():
+                self._gathered = CHECKPOINT_PAGES
+            _logger.warning("%s; the WAL grows until it can be copied into the database", error)
         except StorageError as error:
             _logger.warning("%s; the WAL grows until it can be copied into the database", error)
 
@@ -379,7 +406,11 @@ class SQLiteEngine:
     def _fail(self, doing: str, error: sqlite3.Error) -> NoReturn:
         code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_CORRUPT)
         what = f"{doing} {self.path}: {error}"
-        if code in _FULL:
+        full = code in _FULL
+        if code in _UNWRITTEN and self._lock is not None and (why := probe(self.path.parent)):
+            what = f"{what} ({os.strerror(why)})"
+            full = why in NO_ROOM
+        if full:
             raise StorageFull(f"{what}; free some space on its disk") from error
         if code & 0xFF in (sqlite3.SQLITE_BUSY, sqlite3.SQLITE_LOCKED):
             raise StorageError(f"{what}; another program holds it, end that") from error

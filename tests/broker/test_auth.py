@@ -191,12 +191,48 @@ def test_a_client_that_has_gone_costs_no_check_and_gets_no_answer(
     assert asked.verifier.waiting == 0
 
 
-def test_checks_go_to_the_threads_in_turn(file: Watched[Passwords]) -> None:
+def test_each_thread_has_one_check_at_a_time(file: Watched[Passwords]) -> None:
     workers = [Turns(), Turns()]
     gate = Gate(False, file, Verifier(workers, 10))
-    for _ in range(4):
+    for _ in range(3):
         Asked().check(gate, "alice", b"wonder")
-    assert [[worker.step() for _ in range(3)] for worker in workers] == [[True, True, False]] * 2
+    assert workers[1].step()  # and has the third one now
+    assert [[worker.step() for _ in range(2)] for worker in workers] == [[True, False]] * 2
+
+
+def ask_from(host: str, gate: Gate, number: int = 1) -> list[list[Verdict]]:
+    """Ask so many times, from one address."""
+    found: list[list[Verdict]] = []
+    for _ in range(number):
+        answers: list[Verdict] = []
+        gate.authenticate(Check(Applicant("c", "alice", b"wrong", "mqtt", host, ""), answers.append))
+        found.append(answers)
+    return found
+
+
+def test_hosts_take_turns_however_much_one_of_them_asks(file: Watched[Passwords]) -> None:
+    asked = Asked(100)
+    gate = Gate(False, file, asked.verifier)
+    many = ask_from("192.0.2.66", gate, 20)
+    (one,), (other,) = ask_from("192.0.2.1", gate), ask_from("192.0.2.2", gate)
+    for _ in range(4):
+        asked.worker.step()
+    assert one
+    assert other
+    assert sum(map(bool, many)) == 2
+
+
+def test_one_host_can_not_take_every_place_in_the_queue(file: Watched[Passwords]) -> None:
+    asked = Asked(8)
+    gate = Gate(False, file, asked.verifier)
+    many = ask_from("192.0.2.66", gate, 10)
+    assert [reasons(each) for each in many] == [[]] * 6 + [[Reason.SERVER_BUSY]] * 4
+    assert ask_from("192.0.2.1", gate, 2) == [[], []]
+    assert reasons(ask_from("192.0.2.1", gate)[0]) == [Reason.SERVER_BUSY]
+    while asked.worker.step():
+        pass
+    assert asked.verifier.waiting == 0
+    assert ask_from("192.0.2.66", gate) == [[]]
 
 
 def test_a_check_that_fails_by_itself_lets_nobody_in_and_is_told(

@@ -325,3 +325,20 @@ def test_connections_that_are_gone_are_not_kept_while_nothing_can_be_stored() ->
         node.tick()
         node.commit()
     assert len(node.hub._promises.then) < 100
+
+
+def test_what_clients_that_come_and_go_publish_during_a_long_commit_has_a_bound() -> None:
+    node = Node(Limits(group_bytes=4000))
+    node.connect("p").publish("t", b"x", qos=1)  # its group is on its way
+    held = None
+    for _ in range(100):
+        held = node.open(4)
+        if not held.wire.reading:
+            break
+        held.send(Connect("c", 4, True, 0, None, None, None), Publish("t", b"x" * 1000, 1, packet_id=1))
+        held.lose()
+    assert held is not None
+    assert not held.wire.reading
+    assert node.log.open.weight < 8000
+    node.commit()
+    assert held.wire.reading

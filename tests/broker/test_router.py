@@ -227,6 +227,14 @@ def test_the_topics_that_are_remembered_are_bounded() -> None:
     assert len(router._cache) <= 10_000
 
 
+def test_long_topics_are_matched_and_not_remembered() -> None:
+    router: Router[str] = Router()
+    router.add("one", grant("t/#"))
+    for n in range(10):
+        assert len(router.match(f"t/{n}/{'x' * 65_000}")) == 1
+    assert not router._cache
+
+
 @uncompiled
 def test_a_match_costs_no_more_for_subscriptions_that_do_not_match() -> None:
     def work(size: int) -> int:

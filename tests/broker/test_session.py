@@ -751,3 +751,24 @@ def test_live_sessions_share_what_is_encoded_and_write_once_a_turn() -> None:
         messages = client.acknowledge()
         assert all(a.packet_id < b.packet_id for a, b in pairwise(messages))
         assert len(messages) == 100
+
+
+def test_a_turn_of_the_loop_holds_a_bounded_number_of_subscriptions_against_new_topics() -> None:
+    node = Node()
+    client = node.subscriber("a/+", 0)
+    for number in range(400):
+        client.subscribe(f"never/{number}", 0)
+    client.jam()
+    publisher = node.connect("p")
+    for number in range(300):
+        publisher.publish(f"a/{number}", qos=1)
+    node.commit()
+    client.session.rules_changed()  # what is remembered of topics is forgotten
+    client.connection.on_blocked(False)
+    matched = [0]
+    while matched[-1] < 300:
+        scheduled, node.scheduled[:] = node.scheduled[:], []
+        for call in scheduled:
+            call()
+        matched.append(len(client.session._matches))
+    assert max(after - before for before, after in pairwise(matched)) <= 2000 // (400 // 8)

@@ -75,6 +75,9 @@ class Ear:
         """Identifiers of messages at QoS 2 whose PUBREL the client has not said."""
         self._due: Counter[tuple[str, int]] = Counter()
         """Answers that are due: type and packet identifier."""
+        self._ahead: Counter[int] = Counter()
+        """PUBACKs for messages of an earlier connection that the client has not heard again yet: the broker may read
+        them after it has written the message, and before the client hears it."""
         self._asked: dict[int, deque[int]] = {}
         """How many codes the next SUBACKs and UNSUBACKs of an identifier have."""
 
@@ -102,6 +105,8 @@ class Ear:
             case Puback():
                 if self._inflight.get(packet.packet_id) == SENT:
                     del self._inflight[packet.packet_id]
+                elif self._may_resume or not self.accepted:
+                    self._ahead[packet.packet_id] += 1
             case Pubrec():
                 self._received(packet)
             case Pubcomp():
@@ -214,6 +219,9 @@ class Ear:
             raise Wrong("a packet identifier is in use twice")
         if fields["dup"] and not self._may_resume:
             raise Wrong("DUP in a session that is new")
+        if qos == 1 and self._ahead[id]:
+            self._ahead[id] -= 1
+            return
         self._inflight[id] = SENT if qos == 1 else RECEIVED
         if len(self._inflight) > self._window:
             raise Wrong(f"more messages in flight than {self._window}")
@@ -260,7 +268,7 @@ class Ear:
         reason = fields.get("reason", 0)
         assert isinstance(reason, int)
         if reason >= 0x80:
-            if kind == "PUBREC":
+            if kind == "PUBREC" and not any(each[0] == id for each in due):  # else a client that repeated it too early
                 self._unreleased.discard(id)
         elif not (again or (kind == "PUBREC" and self._may_resume) or self._kept(topic, payload)):
             raise Wrong(f"a {kind} for a message that is not in the log")

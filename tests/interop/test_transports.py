@@ -52,10 +52,12 @@ class Place:
 
 @dataclass(frozen=True, slots=True)
 class Task:
-    """What a client does: subscribe to `down` at QoS 2, publish `size` bytes to `up`/QoS at each QoS, take ANSWERS."""
+    """What a client does: subscribe to `filter` at QoS 2, publish `size` bytes to `up`/QoS at each, take ANSWERS."""
 
     name: str
     size: int = SIZE
+    shared: bool = False
+    """Its subscription is a shared one."""
 
     @property
     def up(self) -> str:
@@ -64,6 +66,10 @@ class Task:
     @property
     def down(self) -> str:
         return f"{self.name}/down"
+
+    @property
+    def filter(self) -> str:
+        return f"$share/{self.name}/{self.down}" if self.shared else self.down
 
     def payload(self, qos: int) -> bytes:
         return bytes((qos,)) * self.size
@@ -137,7 +143,7 @@ def _paho(transport: str, version: int) -> Talk:
         client.on_message = lambda client, data, message: inbox.put(
             Message(message.topic, bytes(message.payload), message.qos)
         )
-        client.on_connect = lambda client, *_: client.subscribe(task.down, 2)
+        client.on_connect = lambda client, *_: client.subscribe(task.filter, 2)
         client.on_subscribe = lambda *_: granted.put(None)
         if transport == "unix":
             client.connect(str(place.socket))
@@ -170,7 +176,21 @@ def _mosquitto(transport: str, version: str) -> Talk:
         else:
             where = ["-h", "localhost", "-p", str(place.port(transport)), "--cafile", str(place.authority.file)]
         where += ["-V", version]
-        command = [SUB, *where, "-i", task.name, "-t", task.down, "-q", "2", "-C", str(ANSWERS), "-F", "%q %t %x", "-E"]
+        command = [
+            SUB,
+            *where,
+            "-i",
+            task.name,
+            "-t",
+            task.filter,
+            "-q",
+            "2",
+            "-C",
+            str(ANSWERS),
+            "-F",
+            "%q %t %x",
+            "-E",
+        ]
         # -E ends it once it has subscribed: its session is there, and keeps what comes until it comes back.
         subprocess.run([*command, "-c"], check=True, timeout=PATIENCE)
         for qos in (0, 1, 2):
@@ -214,7 +234,7 @@ def _aiomqtt(transport: str) -> Talk:
         )
         found: list[Message] = []
         async with client:
-            await client.subscribe(task.down, 2)
+            await client.subscribe(task.filter, 2)
             for qos in (0, 1, 2):
                 await client.publish(f"{task.up}/{qos}", task.payload(qos), qos)
             async for message in client.messages:
@@ -244,7 +264,7 @@ def _gmqtt(transport: str, version: int) -> Talk:
         await client.connect(
             "localhost", place.port(transport), ssl=place.context() if transport == "tls" else False, version=version
         )
-        client.subscribe(task.down, qos=2)
+        client.subscribe(task.filter, qos=2)
         await subscribed.wait()
         for qos in (0, 1, 2):
             client.publish(f"{task.up}/{qos}", task.payload(qos), qos=qos)
@@ -264,7 +284,7 @@ def _amqtt(transport: str) -> Talk:
         await client.connect(
             f"{scheme}://localhost:{place.port(transport)}{path}", cafile=str(place.authority.file), cleansession=True
         )
-        await client.subscribe([(task.down, 2)])
+        await client.subscribe([(task.filter, 2)])
         for qos in (0, 1, 2):
             await client.publish(f"{task.up}/{qos}", task.payload(qos), qos)
         found: list[Message] = []
@@ -310,7 +330,7 @@ def _mqttjs(place: Place, task: Task, transport: str, version: int, modules: Pat
     node = shutil.which("node")
     assert node is not None
     done = subprocess.run(
-        [node, str(SCRIPT), url, str(version), task.name, task.down, task.up, str(task.size), str(ANSWERS), ca],
+        [node, str(SCRIPT), url, str(version), task.name, task.filter, task.up, str(task.size), str(ANSWERS), ca],
         env={**os.environ, "NODE_PATH": str(modules)},
         capture_output=True,
         text=True,
@@ -345,9 +365,11 @@ MOSQUITTO: Final[dict[str, Talk]] = {
 }
 
 
-def _converse(place: Place, name: str, talk: Callable[[Task], list[Message]], size: int = SIZE) -> None:
+def _converse(
+    place: Place, name: str, talk: Callable[[Task], list[Message]], size: int = SIZE, *, shared: bool = False
+) -> None:
     """Let a client do its task, with one over TCP as its partner, and see that each had all of the other's words."""
-    task = Task(name, size)
+    task = Task(name, size, shared)
     found: Queue[Sequence[Message] | BaseException] = Queue()
 
     def run() -> None:
@@ -379,6 +401,11 @@ def test_a_client_talks_with_one_over_tcp(talk: Talk, place: Place, name: str) -
     _converse(place, name, lambda task: talk(place, task))
 
 
+@pytest.mark.parametrize("kind", ["aiomqtt over tcp", "gmqtt 3.1.1 over tcp", "gmqtt 5 over tcp", "amqtt over ws"])
+def test_a_client_has_a_shared_subscription(kind: str, place: Place, name: str) -> None:
+    _converse(place, name, lambda task: TALKS[kind](place, task), shared=True)
+
+
 @pytest.mark.skipif(
     PUB is None or SUB is None, reason="mosquitto_pub is not installed (apt-get install mosquitto-clients)"
 )
@@ -391,6 +418,11 @@ def test_mosquittos_clients_talk_with_one_over_tcp(talk: Talk, place: Place, nam
 @pytest.mark.parametrize("transport", ["tcp", "tls", "ws", "wss"])
 def test_mqttjs_talks_with_one_over_tcp(transport: str, version: int, place: Place, name: str, modules: Path) -> None:
     _converse(place, name, lambda task: _mqttjs(place, task, transport, version, modules))
+
+
+@pytest.mark.parametrize("version", [4, 5])
+def test_mqttjs_has_a_shared_subscription(version: int, place: Place, name: str, modules: Path) -> None:
+    _converse(place, name, lambda task: _mqttjs(place, task, "ws", version, modules), shared=True)
 
 
 @pytest.mark.parametrize("transport", ["tls", "unix"])
