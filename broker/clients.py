@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Final
 from uuid import uuid4
 
 from broker.acl import Who
-from broker.connack import accepting_properties, asked_expiry, check_size, keep_alive, number
+from broker.connack import accepting_properties, asked_expiry, check_size, keep_alive
 from broker.connection import Connection, Wire
 from broker.listener import Limits, Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import Connack, Connect, Will
-from broker.mqtt.properties import Properties, Property
+from broker.mqtt.properties import Properties, Property, number
 from broker.mqtt.reason import Reason
 from broker.offer import check_will
 from broker.rights import LEVELS, authorize, forbids_topic, has_many_levels

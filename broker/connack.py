@@ -10,7 +10,7 @@ from broker.mount import LONGEST
 from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import Connack, Connect
-from broker.mqtt.properties import NEVER, Properties, Property, Value, first
+from broker.mqtt.properties import NEVER, Properties, Property, Value, number
 from broker.mqtt.reason import Reason
 
 
@@ -89,9 +89,3 @@ def check_size(properties: Properties, largest: int) -> None:
             f"takes packets of {largest} bytes at most, and its CONNACK would have {size}",
             "MQTT-3.1.2-24",
         )
-
-
-def number(properties: Properties, property: Property, default: int) -> int:
-    """The value of a numeric property, where it is there."""
-    value = first(properties, property) if properties else None
-    return value if isinstance(value, int) else default

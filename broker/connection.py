@@ -22,7 +22,6 @@ from typing import TYPE_CHECKING, Any, Final, Protocol
 from broker.acl import Who
 from broker.aliases import Aliases
 from broker.answers import encode_answer
-from broker.connack import number
 from broker.mount import MountedDecoder
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.errors import ProtocolError
@@ -46,7 +45,7 @@ from broker.mqtt.packets import (
     Unsubscribe,
     Will,
 )
-from broker.mqtt.properties import Properties, Property, encode_properties, first
+from broker.mqtt.properties import Properties, Property, encode_properties, first, number
 from broker.mqtt.reason import Reason
 from broker.offer import breaks_format, check_publish, check_subscribe
 from broker.rights import forbids_filter

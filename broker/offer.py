@@ -21,16 +21,7 @@ def check_publish(limits: Limits, packet: Publish) -> None:
     Raises:
         ProtocolError: it is not.
     """
-    if packet.qos > limits.max_qos:
-        raise ProtocolError(
-            Reason.QOS_NOT_SUPPORTED,
-            f"a PUBLISH with QoS {packet.qos}, above the maximum of {limits.max_qos}",
-            "MQTT-3.2.2-11",
-        )
-    if packet.retain and not limits.retain_available:
-        raise ProtocolError(
-            Reason.RETAIN_NOT_SUPPORTED, "a PUBLISH with RETAIN, where no messages are retained", "MQTT-3.2.2-14"
-        )
+    _check_flags(limits, "a PUBLISH", packet.qos, packet.retain, ("MQTT-3.2.2-11", "MQTT-3.2.2-14"))
 
 
 def check_will(limits: Limits, will: Will) -> None:
@@ -39,21 +30,24 @@ def check_will(limits: Limits, will: Will) -> None:
     Raises:
         ProtocolError: it is not one that can be published here.
     """
-    if will.qos > limits.max_qos:
-        raise ProtocolError(
-            Reason.QOS_NOT_SUPPORTED,
-            f"a will with QoS {will.qos}, above the maximum of {limits.max_qos}",
-            "MQTT-3.2.2-12",
-        )
-    if will.retain and not limits.retain_available:
-        raise ProtocolError(
-            Reason.RETAIN_NOT_SUPPORTED, "a will with RETAIN, where no messages are retained", "MQTT-3.2.2-13"
-        )
+    _check_flags(limits, "a will", will.qos, will.retain, ("MQTT-3.2.2-12", "MQTT-3.2.2-13"))
     if limits.check_payload_format and breaks_format(will.properties, will.payload):
         raise ProtocolError(
             Reason.PAYLOAD_FORMAT_INVALID,
             "a will whose payload is not the UTF-8 that it says it is",
             "section 3.1.3.2.3",
+        )
+
+
+def _check_flags(limits: Limits, what: str, qos: int, retain: bool, clauses: tuple[str, str]) -> None:
+    """Check QoS and RETAIN; the clauses are those of one and of the other."""
+    if qos > limits.max_qos:
+        raise ProtocolError(
+            Reason.QOS_NOT_SUPPORTED, f"{what} with QoS {qos}, above the maximum of {limits.max_qos}", clauses[0]
+        )
+    if retain and not limits.retain_available:
+        raise ProtocolError(
+            Reason.RETAIN_NOT_SUPPORTED, f"{what} with RETAIN, where no messages are retained", clauses[1]
         )
 
 

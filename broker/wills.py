@@ -10,7 +10,7 @@ from collections.abc import Callable, Container
 from typing import Final
 
 from broker.mqtt.packets import Will
-from broker.mqtt.properties import WILL, Property, decode_properties, encode_properties, first
+from broker.mqtt.properties import WILL, Property, decode_properties, encode_properties, first, number
 from storage.interface import WILLS, Log, Row
 
 SECOND: Final = 1_000_000
@@ -47,7 +47,7 @@ class Wills:
 
     def leave(self, client_id: str, will: Will, now: int, lasting: bool) -> None:
         """A client's connection has ended so that this is to be published: after its delay where the session lasts."""
-        delay = _interval(will, Property.WILL_DELAY_INTERVAL)
+        delay = number(will.properties, Property.WILL_DELAY_INTERVAL, 0)
         if delay and lasting:
             due = now + delay * SECOND
             self._waiting[client_id] = (due, will)
@@ -76,7 +76,7 @@ class Wills:
         for row in self._log.rows(WILLS):
             client_id, will, due = _read(row)
             if client_id in sessions:
-                delay = _interval(will, Property.WILL_DELAY_INTERVAL) * SECOND
+                delay = number(will.properties, Property.WILL_DELAY_INTERVAL, 0) * SECOND
                 self._waiting[client_id] = (due or now + delay, will)
             else:
                 self._execute(client_id, will, now)
@@ -89,15 +89,10 @@ class Wills:
         self._publish(client_id, will.topic, will.payload, will.qos, will.retain, properties, expires)
 
     def _put(self, client_id: str, will: Will, due: int) -> None:
-        delay = _interval(will, Property.WILL_DELAY_INTERVAL)
+        delay = number(will.properties, Property.WILL_DELAY_INTERVAL, 0)
         properties = encode_properties(will.properties)
         values = (due, delay, will.topic, will.payload, will.qos, int(will.retain), properties)
         self._log.open.put(WILLS, (client_id,), values)
-
-
-def _interval(will: Will, property: Property) -> int:
-    value = first(will.properties, property)
-    return value if isinstance(value, int) else 0
 
 
 def _read(row: Row) -> tuple[str, Will, int]:

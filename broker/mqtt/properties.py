@@ -194,6 +194,12 @@ def first(properties: Properties, id: int) -> Value | None:
     return None
 
 
+def number(properties: Properties, property: Property, default: int) -> int:
+    """The value of a numeric property, where it is there."""
+    value = first(properties, property) if properties else None
+    return value if isinstance(value, int) else default
+
+
 def decode_properties(data: bytes, packet_type: int) -> Properties:
     """The properties of a packet of this type (`WILL`: of a will), from the bytes that follow their length.
 
