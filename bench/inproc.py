@@ -68,7 +68,7 @@ class _Worker:
         self,
         work: Callable[[], object],
         done: Callable[[object, BaseException | None], None],
-        after: Callable[[], None] | None = None,
+        after: Callable[[], object] | None = None,
     ) -> None:
         self.queue.append((work, done))
 
@@ -80,6 +80,7 @@ class _Wire:
     peer = "bench"
     host = ""
     identity = ""
+    unfinished = 0
 
     def __init__(self) -> None:
         self.written = 0

@@ -12,14 +12,14 @@ from typing import TYPE_CHECKING, Final
 
 from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
-from broker.mqtt.packets import Auth, Connack, Disconnect, Puback, Pubcomp, Pubrec, Suback, Unsuback
+from broker.mqtt.packets import Auth, Connack, Disconnect, Puback, Pubcomp, Pubrec, Pubrel, Suback, Unsuback
 from broker.mqtt.properties import Properties, Property
 from broker.mqtt.reason import Reason
 
 if TYPE_CHECKING:
     from broker.connection import Connection
 
-Answer = Connack | Puback | Pubrec | Pubcomp | Suback | Unsuback | Disconnect | Auth
+Answer = Connack | Puback | Pubrec | Pubrel | Pubcomp | Suback | Unsuback | Disconnect | Auth
 
 CLAUSE: Final = "clause"
 """The name of the user property that names what a client has broken."""
@@ -40,7 +40,8 @@ def encode_answer(connection: Connection, packet: Answer, why: str = "", clause:
         for words in _wordings(why[:_LONGEST], clause):
             data = encode(replace(packet, properties=packet.properties + words), 5)
             # [MQTT-3.2.2-19] [MQTT-3.2.2-20] [MQTT-3.4.2-2] [MQTT-3.4.2-3] [MQTT-3.5.2-2] [MQTT-3.5.2-3]
-            # [MQTT-3.9.2-1] [MQTT-3.9.2-2] [MQTT-3.11.2-1] [MQTT-3.11.2-2] [MQTT-3.14.2-3] [MQTT-3.14.2-4]
+            # [MQTT-3.6.2-2] [MQTT-3.6.2-3] [MQTT-3.9.2-1] [MQTT-3.9.2-2] [MQTT-3.11.2-1] [MQTT-3.11.2-2]
+            # [MQTT-3.14.2-3] [MQTT-3.14.2-4]
             if not largest or len(data) <= largest:
                 return data
     data = encode(packet, version)

@@ -24,6 +24,7 @@ from typing import Final, Protocol
 
 from broker.acl import Who
 from broker.mqtt.reason import Reason
+from broker.names import shown
 from broker.passwords import Passwords, verify
 from broker.scram import METHOD, Exchange, Keys, ScramError
 from broker.watched import Watched
@@ -253,7 +254,7 @@ class Gate:
                 check.answer(self.admit(username, check.applicant.client_id))
             else:
                 why = "wrong password" if kept is not None else "there is no such user with a password"
-                check.answer(Verdict(Reason.BAD_USER_NAME_OR_PASSWORD, why=f"{why} ({username[:64]!r})"))
+                check.answer(Verdict(Reason.BAD_USER_NAME_OR_PASSWORD, why=f"{why} ({shown(username)})"))
 
         if stand_in is None:
             done(False)
@@ -267,12 +268,13 @@ class Scram:
     name: Final = METHOD
 
     def __init__(self, passwords: Watched[Passwords]) -> None:
+        self.secret = token_bytes(32)
+        """Salts for users that there are none of are made of it. One that is kept has them outlast the process."""
         self._passwords = passwords
-        self._secret = token_bytes(32)
 
     def begin(self) -> Attempt:
         """A client begins with it."""
-        return _ScramAttempt(self._keys, self._secret)
+        return _ScramAttempt(self._keys, self.secret)
 
     def _keys(self, username: str) -> Keys | None:
         return self._passwords.current.keys.get(username)
@@ -293,8 +295,7 @@ class _ScramAttempt:
                 return Challenge(self._exchange.begin(data))
             return Proof(self._exchange.username, self._exchange.finish(data))
         except ScramError as error:
-            name = self._exchange.username[:64]
-            return Verdict(Reason.NOT_AUTHORIZED, why=f"{METHOD} for {name!r}: {error}")
+            return Verdict(Reason.NOT_AUTHORIZED, why=f"{METHOD} for {shown(self._exchange.username)}: {error}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,29 +8,32 @@ from uuid import uuid4
 
 from broker.acl import Who
 from broker.connack import accepting_properties, asked_expiry, check_size, keep_alive
-from broker.connection import Connection, Wire
+from broker.connection import Connection
 from broker.listener import Limits, Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import Connack, Connect, Will
 from broker.mqtt.properties import Properties, Property, number
 from broker.mqtt.reason import Reason
+from broker.names import shown
 from broker.offer import check_will
 from broker.rights import LEVELS, authorize, forbids_topic, has_many_levels
 from broker.session import Session
 from broker.wills import SECOND, Wills
+from broker.wire import Wire
 
 if TYPE_CHECKING:
     from broker.hub import Hub
 
-_SHOWN: Final = 64
-"""Characters of a name that a line in the log shows."""
+
+_PATIENCE: Final = 60
+"""Seconds within which something must come of a packet that is not whole."""
 
 
 class Clients:
     """The connections of a node. `limits` are the node's own; those of a listener are what its clients meet."""
 
-    __slots__ = ("_hub", "_limits", "_strangers", "_wills", "connections", "count", "listener")
+    __slots__ = ("_hub", "_limits", "_next_look", "_strangers", "_wills", "connections", "count", "listener")
 
     def __init__(self, hub: Hub, limits: Limits, wills: Wills) -> None:
         self.connections: set[Connection] = set()
@@ -41,6 +44,7 @@ class Clients:
         self._hub = hub
         self._limits = limits
         self._wills = wills
+        self._next_look = 0
         self._strangers: dict[Connection, None] = {}
         """Connections without a CONNECT, the oldest first."""
 
@@ -51,7 +55,7 @@ class Clients:
         self.connections.add(connection)
         self._strangers[connection] = None
         if self._hub.is_behind:
-            self._hub.hold(connection)
+            self._hub.pressure.hold(connection)
         most = self._limits.max_connections
         if len(self._strangers) > most:
             oldest = next(iter(self._strangers))
@@ -79,6 +83,9 @@ class Clients:
             self._check_sessions(session)
         properties = accepting_properties(packet, limits, connection.who, expiry) + properties
         check_size(properties, connection.max_packet_size)
+        if session is not None and session.connection is not None and session.connection.resting:
+            hub.pressure.go_on(session.connection)  # it may have said goodbye
+            session = hub.sessions.get(client_id, hub.now)
         if session is not None and session.connection is not None:
             hub.complain(f"{session.connection.name}: taken over by a connection from {connection.wire.peer}")
             session.connection.close(Reason.SESSION_TAKEN_OVER)  # [MQTT-3.1.4-3]
@@ -112,7 +119,7 @@ class Clients:
     def _check_will(self, connection: Connection, will: Will) -> None:
         check_will(connection.limits, will)
         if (refusal := forbids_topic(connection, will.topic)) is not None:
-            raise ProtocolError(refusal, f"may not publish to {will.topic[:64]!r}, the topic of its will")
+            raise ProtocolError(refusal, f"may not publish to {shown(will.topic)}, the topic of its will")
         if will.retain and has_many_levels(will.topic):
             raise ProtocolError(Reason.TOPIC_NAME_INVALID, f"a retained will whose topic has more than {LEVELS} levels")
         log = self._hub.log
@@ -143,7 +150,7 @@ class Clients:
             return
         if leaving is None or leaving.listener is not listener or leaving.who.username != username:
             raise ProtocolError(
-                Reason.QUOTA_EXCEEDED, f"user {username[:64]!r} has all connections that one may (user_connections)"
+                Reason.QUOTA_EXCEEDED, f"user {shown(username)} has all connections that one may (user_connections)"
             )
 
     def _check_sessions(self, session: Session | None) -> None:
@@ -157,7 +164,7 @@ class Clients:
         hub = self._hub
         self.connections.discard(connection)
         self._strangers.pop(connection, None)
-        hub.let_go(connection)
+        hub.pressure.let_go(connection)
         session = connection.session
         if session is None or session.connection is not connection:
             return
@@ -182,7 +189,7 @@ class Clients:
         if forbids_topic(connection, topic) is None:
             return True
         self._hub.forbidden += 1
-        self._hub.complain(f"{connection.name}: may not publish to {topic[:64]!r} any more; its will is dropped")
+        self._hub.complain(f"{connection.name}: may not publish to {shown(topic)} any more; its will is dropped")
         return False
 
     # -- what others bring about
@@ -199,7 +206,9 @@ class Clients:
         """Disconnect these users, where it was not the transport that has proved who they are."""
         for connection in list(self.connections):
             if connection.listener is listener and connection.who.username in users and not connection.wire.identity:
-                self._hub.complain(f"{connection.name}: user {connection.who.username!r} is not what it was; closed")
+                self._hub.complain(
+                    f"{connection.name}: user {shown(connection.who.username)} is not what it was; closed"
+                )
                 connection.close(Reason.NOT_AUTHORIZED, "it has to prove anew who it is")
 
     def close_silent(self, now: int) -> None:
@@ -224,6 +233,16 @@ class Clients:
             self._hub.complain(f"{connection.name}: {why} [MQTT-3.1.2-22]; closed")
             connection.close(Reason.KEEP_ALIVE_TIMEOUT, why, "MQTT-3.1.2-22")
 
+    def close_dawdlers(self, now: int) -> None:
+        """Close those that leave the rest of a large packet to be waited for."""
+        if now < self._next_look:
+            return
+        self._next_look = now + _PATIENCE * SECOND
+        for connection in [each for each in self.connections if each.dawdles()]:
+            why = f"the rest of a packet has not come within {_PATIENCE} s"
+            self._hub.complain(f"{connection.name}: {why}; closed")
+            connection.close(Reason.UNSPECIFIED_ERROR, why)
+
     def close_all(self) -> None:
         """Tell every client that the server is going."""
         for connection in list(self.connections):
@@ -233,10 +252,10 @@ class Clients:
 def _check_owner(session: Session | None, username: str) -> None:
     """Refuse a client whose identifier is that of another user's session. Nobody's is anybody's to take."""
     if session is not None and session.username and session.username != username:
-        owner, client_id = session.username[:_SHOWN], session.client_id[:_SHOWN]
-        who = f"user {username[:_SHOWN]!r}" if username else "nobody in particular"
+        owner, client_id = session.username, session.client_id
+        who = f"user {shown(username)}" if username else "nobody in particular"
         raise ProtocolError(
             Reason.NOT_AUTHORIZED,
-            f"the session of client {client_id!r} is user {owner!r}'s; this is {who}",
+            f"the session of client {shown(client_id)} is user {shown(owner)}'s; this is {who}",
             private=True,
         )

@@ -1,8 +1,8 @@
 """From CONNECT to CONNACK: what a connection does while its client is still to prove who it is.
 
 A client proves it by what its CONNECT says, which an authenticator answers at once or later, or in an exchange of AUTH
-packets by a method that its CONNECT names (MQTT 5, section 4.12). Until an answer has come, what follows the CONNECT is
-kept as it came, up to `HELD` bytes, and nothing more is read. Until an exchange has ended only AUTH and DISCONNECT may
+packets by a method that its CONNECT names (MQTT 5, section 4.12). Until an answer has come, the connection keeps what
+follows the CONNECT, and nothing more is read. Until an exchange has ended only AUTH and DISCONNECT may
 follow.
 
 A client that has named a method may prove again who it is at any time (`Renewal`): other packets go on meanwhile, and
@@ -11,24 +11,21 @@ it must be the same user.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Final
 
 from broker.answers import encode_answer
 from broker.auth import Access, Applicant, Attempt, Challenge, Check, Method, Proof, Verdict
 from broker.mqtt.errors import ProtocolError
-from broker.mqtt.packets import Auth, Connect, Packet
+from broker.mqtt.packets import Auth, Connect
 from broker.mqtt.properties import Properties, Property, first
 from broker.mqtt.reason import Reason
+from broker.names import shown
 
 if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.hub import Hub
 
-HELD: Final = 256 << 10
-"""Bytes that are kept of what a client sends on without waiting for its CONNACK."""
-_SHOWN: Final = 64
-"""Characters of a name that a line in the log shows."""
 _NO_METHODS: Final[Mapping[str, Method]] = {}
 
 
@@ -38,11 +35,9 @@ class Login:
     It ends with `Connection.admit` or `Connection.fail`, in `begin`, in `on_auth`, or later.
     """
 
-    __slots__ = ("_attempt", "_check", "_connection", "_held", "_hub", "_later", "_method", "_packet", "rest")
+    __slots__ = ("_attempt", "_check", "_connection", "_hub", "_later", "_method", "_packet")
 
     def __init__(self, hub: Hub, connection: Connection, packet: Connect) -> None:
-        self.rest: Sequence[Packet] = ()
-        """Packets that came with the CONNECT, and are for later."""
         self._hub = hub
         self._connection = connection
         self._packet = packet
@@ -50,7 +45,6 @@ class Login:
         self._check: Check | None = None
         self._attempt: Attempt | None = None
         self._later = False
-        self._held = bytearray()
 
     @property
     def waiting(self) -> bool:
@@ -69,7 +63,7 @@ class Login:
             if self._method not in methods:
                 raise ProtocolError(
                     Reason.BAD_AUTHENTICATION_METHOD,
-                    f"authentication method {self._method[:_SHOWN]!r} is not offered",
+                    f"authentication method {shown(self._method)} is not offered",
                     "MQTT-4.12.0-1",
                 )
             self._attempt = methods[self._method].begin()
@@ -97,15 +91,6 @@ class Login:
         if method_of(packet.properties) != self._method:
             raise _another_method("MQTT-4.12.0-5")
         self._step(packet.properties)
-
-    def hold(self, data: bytes) -> bool:
-        """Keep what has come while an answer is waited for; False: it is too much."""
-        self._held += data
-        return len(self._held) <= HELD
-
-    def take(self) -> bytes:
-        """What has been kept."""
-        return bytes(self._held)
 
     def withdraw(self) -> None:
         """The client is gone."""
@@ -136,7 +121,7 @@ class Login:
         try:
             self._conclude(verdict)
             if not self._connection.closed:
-                self._connection.go_on(self)
+                self._connection.go_on()
         except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
             self._hub.crash(self._connection)
 
@@ -149,10 +134,7 @@ class Login:
             self._connection.fail(error)
 
     def _refusal(self, verdict: Verdict) -> ProtocolError:
-        client_id, listener = self._packet.client_id[:_SHOWN], self._connection.listener.name
-        return ProtocolError(
-            verdict.reason, f"client {client_id!r} may not connect to listener {listener}: {verdict.why}", private=True
-        )
+        return ProtocolError(verdict.reason, f"may not connect: {verdict.why}", private=True)
 
 
 class Renewal:
@@ -187,7 +169,7 @@ class Renewal:
             connection.send(_auth(connection, Reason.CONTINUE_AUTHENTICATION, self._method, outcome.data))
             return
         if not isinstance(outcome, Proof) or outcome.username != connection.who.username:  # [MQTT-4.12.1-2]
-            why = outcome.why if isinstance(outcome, Verdict) else f"it is {outcome.username[:_SHOWN]!r} now"
+            why = outcome.why if isinstance(outcome, Verdict) else f"it is {shown(outcome.username)} now"
             raise ProtocolError(Reason.NOT_AUTHORIZED, f"has not proved again who it is: {why}", private=True)
         self._attempt = None
         connection.send(_auth(connection, Reason.SUCCESS, self._method, outcome.data))

@@ -15,7 +15,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Final
 
-from broker.mqtt.codec import Decoder
+from broker.mqtt.codec import MAX_PACKET_SIZE, Decoder
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import Connect, Packet, Publish, Subscribe, Unsubscribe
 from broker.mqtt.properties import Properties, Property, decode_properties, encode_properties
@@ -36,9 +36,9 @@ class MountedDecoder(Decoder):
         super().__init__(version, max_packet_size)
         self._mount = mount
 
-    def feed(self, data: bytes) -> list[Packet]:
-        """Every packet that these bytes complete, in order; on an error those before it."""
-        packets = super().feed(data)
+    def more(self, stretch: int = MAX_PACKET_SIZE) -> list[Packet]:
+        """Go on with what is at hand."""
+        packets = super().more(stretch)
         for index, packet in enumerate(packets):
             try:
                 self._translate(packet)

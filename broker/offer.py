@@ -13,6 +13,7 @@ from broker.mqtt.packets import Publish, Subscribe, Will
 from broker.mqtt.properties import Properties, Property, first
 from broker.mqtt.reason import Reason
 from broker.mqtt.topic import SHARE
+from broker.names import shown
 
 
 def check_publish(limits: Limits, packet: Publish) -> None:
@@ -70,7 +71,7 @@ def check_subscribe(limits: Limits, packet: Subscribe) -> None:
             shared = reason == Reason.SHARED_SUBSCRIPTIONS_NOT_SUPPORTED
             raise ProtocolError(
                 reason,
-                f"a SUBSCRIBE to {asked.filter[:64]!r}: {reason_in_words(reason)}",
+                f"a SUBSCRIBE to {shown(asked.filter)}: {reason_in_words(reason)}",
                 "section 3.2.2.3.13" if shared else "section 3.2.2.3.11",
             )
 

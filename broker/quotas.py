@@ -1,6 +1,6 @@
 """How much one client, and all clients of a listener together, may ask of the broker.
 
-A rate is a token bucket: after a pause a second's worth may come at once. What has arrived is always handled; who has
+A rate is a token bucket: after a pause a second's worth may come at once. What has arrived is handled or kept; who has
 had more than the rate is not read from until that is made up for. So a rate loses no message: it makes senders wait.
 Only connecting is refused at its rate, since there is nobody yet who could be made to wait.
 

@@ -8,6 +8,7 @@ from broker.acl import Who
 from broker.listener import Listener
 from broker.mqtt.reason import Reason
 from broker.mqtt.topic import SHARE, matches
+from broker.names import shown
 from broker.offer import reason_in_words, unavailable
 
 if TYPE_CHECKING:
@@ -58,15 +59,15 @@ def forbids_filter(connection: Connection, filter: str) -> tuple[Reason, str] | 
     """Why a client may not subscribe by a valid filter: the reason code, and the same in words."""
     meter, rules = connection.listener.meter, connection.rules
     if (lacking := unavailable(connection.limits, filter)) is not None:
-        return lacking, f"can't subscribe to {filter[:64]!r}: {reason_in_words(lacking)}"
+        return lacking, f"can't subscribe to {shown(filter)}: {reason_in_words(lacking)}"
     if meter is not None and (objection := meter.quotas.objection(filter)) is not None:
-        return Reason.TOPIC_FILTER_INVALID, f"can't subscribe to {filter[:64]!r}: {objection}"
+        return Reason.TOPIC_FILTER_INVALID, f"can't subscribe to {shown(filter)}: {objection}"
     session = connection.session
     if has_many_levels(filter) and session is not None and session.has_long_filter(filter):
         why = f"it has another filter with more than {LEVELS} levels"
-        return Reason.QUOTA_EXCEEDED, f"can't subscribe to {filter[:64]!r}: {why}"
+        return Reason.QUOTA_EXCEEDED, f"can't subscribe to {shown(filter)}: {why}"
     if rules is not None and not rules.may_subscribe(connection.who, filter):
-        return Reason.NOT_AUTHORIZED, f"may not subscribe to {filter[:64]!r}"
+        return Reason.NOT_AUTHORIZED, f"may not subscribe to {shown(filter)}"
     return None
 
 

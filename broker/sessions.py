@@ -14,8 +14,9 @@ from broker.mqtt.properties import NEVER
 from broker.mqtt.topic import SHARE
 from broker.router import Grant
 from broker.session import Session
+from broker.session_row import restore_session, restore_shared, save_session
 from broker.wills import SECOND, Wills
-from storage.interface import SESSIONS, SUBSCRIPTIONS, Group, Value
+from storage.interface import SESSIONS, SUBSCRIPTIONS, Group
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
@@ -168,6 +169,8 @@ class Sessions:
         """Write its row within about a second."""
         session.dirty = True
         self._dirty.add(session)
+        for share in session.shares.values():
+            share.unsaved.add(session)
 
     def save(self, sessions: Iterable[Session], group: Group) -> None:
         """Put the rows of those into the group that are there and to last, and all that belong together with them."""
@@ -176,18 +179,20 @@ class Sessions:
         while waiting:
             session = waiting.pop()
             if session.persistent and self.all.get(session.client_id) is session:
-                session.save(group)
+                save_session(session, group)
             session.dirty = False
             if session.shares or session.shared:
+                for share in session.shares.values():
+                    share.unsaved.discard(session)
                 for share in {*session.shares.values(), *session.shared.values()} - saved:
                     saved.add(share)
                     share.save(group)
-                    waiting += [member for member in share.members if member.dirty]
+                    waiting += share.unsaved
 
     def save_share(self, share: Share, group: Group) -> None:
         """Put the row of a shared subscription into the group, and all that belong together with it."""
         share.save(group)
-        self.save([member for member in share.members if member.dirty], group)
+        self.save(list(share.unsaved), group)
 
     def save_changed(self, now: int) -> None:
         """Put the rows of those that have changed into the open group, and in turn those of all connected ones."""
@@ -203,11 +208,10 @@ class Sessions:
     def restore(self, now: int) -> None:
         """Take up those of an earlier run. Blocks."""
         log = self._hub.log
-        under_way: dict[Session, Value] = {}
+        under_way: dict[Session, bytes] = {}
         """Which messages on their way to a session are of shared subscriptions."""
         for row in log.rows(SESSIONS):
-            session = Session.restore(self._hub, row)
-            *_, under_way[session], _ = row
+            session, under_way[session] = restore_session(self._hub, row)
             session.ended = session.ended or now
             self.all[session.client_id] = session
             self.lasting += session.persistent
@@ -228,9 +232,7 @@ class Sessions:
         self._hub.shares.restore(shared)
         for session, grant in shared:
             self._count((grant.filter,), 1)
-            packed = under_way[session]
-            assert isinstance(packed, bytes)
-            session.restore_shared(packed)
+            restore_shared(session, under_way[session])
         for client_id, found in grants.items():
             if client_id in self.all:
                 self.all[client_id].restore_grants(found)

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 from broker.follower import Follower, Host
 from broker.mqtt.topic import compile_filters, matches, parse_share
+from broker.read_back import ReadBack
 from broker.router import REMEMBERED, Delivery, Grant, merge
 from storage.interface import SHARES, Accepts, Event, Group
 
@@ -32,8 +33,6 @@ _seq = Struct(">Q")
 _TOPICS_KEPT: Final = 1024
 _COMPARED: Final = 32
 """Members with room that are compared; where there are more, another part of them is compared each time."""
-_SLICE: Final = 32
-"""Messages that are read back at a time."""
 _STEPS: Final = 2000
 """Events that one turn of the loop looks at for one shared subscription."""
 
@@ -48,17 +47,19 @@ class Share(Follower):
         "_grant",
         "_has_row",
         "_held",
+        "_here",
         "_lost",
         "_next",
+        "_passing",
         "_patient",
         "_plan",
         "_read_back",
-        "_reading",
         "_returned",
         "changed",
         "filter",
         "members",
         "stored",
+        "unsaved",
     )
 
     def __init__(self, host: Host, filter: str, position: int) -> None:
@@ -67,6 +68,12 @@ class Share(Follower):
         assert share is not None
         self.filter = filter
         self.members: dict[Session, Grant] = {}
+        self.unsaved: set[Session] = set()
+        """Members whose rows have changed: they are written with its own."""
+        self._here: dict[Session, None] = {}
+        """Members that are connected."""
+        self._passing: set[Session] = set()
+        """Members whose sessions end with their connections."""
         self.stored = False
         """Whether a member's session, and so this, is to outlive the process."""
         self.changed = False
@@ -84,9 +91,8 @@ class Share(Follower):
         """An event that the cursor has given and that nobody had room for."""
         self._returned: list[int] = []
         """A heap of seqs that a member was given and that are to be given to another."""
-        self._read_back: dict[int, Event | None] = {}
-        """The next few of them; None: no longer in the log."""
-        self._reading = False
+        self._read_back = ReadBack(host.log)
+        """The next few of them."""
         self._patient = False
         """It is not to be asked to go on by what it does itself."""
         self._lost: dict[Session, None] = {}
@@ -109,8 +115,9 @@ class Share(Follower):
     def join(self, session: Session, grant: Grant) -> None:
         """A connected session has subscribed, or changed how."""
         self.members[session] = grant
-        self.forget()
-        self._attend()
+        if session.dirty:
+            self.unsaved.add(session)
+        self._enter(session)
 
     def restore(self, session: Session, grant: Grant) -> None:
         """A session of an earlier run is a member."""
@@ -123,35 +130,56 @@ class Share(Follower):
 
     def quit(self, session: Session) -> None:
         """A session has unsubscribed. What it was sent it keeps."""
-        self.members.pop(session, None)
-        self._lost.pop(session, None)
+        self._leave(session)
         self.forget()
         self._attend()
 
     def connected(self, session: Session) -> None:
         """A member is there again. What others were sent and can't acknowledge now is for those who are there."""
         self._lost.pop(session, None)
-        self.forget()
-        self._attend()
+        self._enter(session)
         for member in list(self._lost):
             self._take_back(member)
         self._lost.clear()
 
     def disconnected(self, session: Session) -> None:
         """The connection of a member is gone."""
+        self._here.pop(session, None)
+        self._note_whether_it_lasts(session)
         self.forget()
         self._attend()
-        if self._is_attended():
+        if self._here:
             self._take_back(session)
         elif session.persistent:
             self._lost[session] = None
 
     def ended(self, session: Session) -> None:
         """The session of a member is over."""
-        self.members.pop(session, None)
-        self._lost.pop(session, None)
+        self._leave(session)
         self._take_back(session)
         self._attend()
+
+    def _enter(self, session: Session) -> None:
+        """A member is there."""
+        self._here[session] = None
+        self._note_whether_it_lasts(session)
+        self.forget()
+        self._attend()
+
+    def _note_whether_it_lasts(self, session: Session) -> None:
+        """A client may say otherwise with each CONNECT and DISCONNECT."""
+        if session.persistent:
+            self._passing.discard(session)
+        else:
+            self._passing.add(session)
+
+    def _leave(self, session: Session) -> None:
+        """A session is a member no more."""
+        self.members.pop(session, None)
+        self.unsaved.discard(session)
+        self._here.pop(session, None)
+        self._passing.discard(session)
+        self._lost.pop(session, None)
 
     def forget(self) -> None:
         """Members, or what they may be given, have changed."""
@@ -162,22 +190,17 @@ class Share(Follower):
         grant = self.members.get(session)
         return None if grant is None else merge(session, [grant])
 
-    def _is_attended(self) -> bool:
-        return any(member.connection is not None for member in self.members)
-
     def _attend(self) -> None:
         """Read the log while a member is connected, and only then."""
-        stored = any(member.persistent for member in self.members)
+        stored = len(self.members) > len(self._passing)
         self.changed = self.changed or stored != self.stored
         self.stored = stored
-        attended = self._is_attended()
-        if attended and not self.live and self._cursor is None:
+        if self._here and not self.live and self._cursor is None:
             self._begin()
-        elif not attended and (self.live or self._cursor is not None):
+        elif not self._here and (self.live or self._cursor is not None):
             self._park()
             self._held = None
-            self._read_back = {}
-            self._reading = False
+            self._read_back.stop()
 
     def _take_back(self, member: Session) -> None:
         """Have what a member can't acknowledge given to another."""
@@ -243,33 +266,18 @@ class Share(Follower):
 
     def _give_returned(self) -> bool:
         """Give the oldest of what has come back; False: it is being read, or nobody has room."""
-        if self._reading:
-            return False
         seq = self._returned[0]
         if seq not in self._read_back:
-            self._reading = True
-            self._load(sorted(self._returned)[:_SLICE])
-            return not self._reading
+            return self._read_back.ask(sorted(self._returned), self._hungry)
         event = self._read_back[seq]
         if event is None:
             self._host.dropped_gone += 1
         elif not self._hand_out(event):
             return False
         heappop(self._returned)
-        del self._read_back[seq]
+        self._read_back.drop(seq)
         self.changed = True
         return True
-
-    def _load(self, seqs: list[int]) -> None:
-        cursor = self._cursor
-
-        def loaded(events: list[Event]) -> None:
-            if self._cursor is cursor:
-                self._reading = False
-                self._read_back = {**dict.fromkeys(seqs), **{event.seq: event for event in events}}
-                self._hungry()
-
-        self._host.log.get(seqs, loaded)
 
     def _hand_out(self, event: Event) -> bool:
         """Give an event to the member that has the fewest on their way; False: nobody has room."""
@@ -321,9 +329,9 @@ class Share(Follower):
     def _find(self, topic: str) -> _Deliveries:
         found = tuple(
             delivery
-            for session, grant in self.members.items()
-            if session.connection is not None and topic.startswith(session.mount) and not session.denies(topic)
-            if (delivery := merge(session, [grant])) is not None
+            for session in self._here
+            if topic.startswith(session.mount) and not session.denies(topic)
+            if (delivery := merge(session, [self.members[session]])) is not None
         )
         if len(topic) <= REMEMBERED:
             if len(self._deliveries) >= _TOPICS_KEPT:
@@ -340,7 +348,7 @@ class Share(Follower):
     def _hungry(self) -> None:
         if self._patient:
             return
-        for member in self.members:
+        for member in self._here:
             if member.connection is not None:
                 member.connection.hungry()
                 return
@@ -357,13 +365,12 @@ class Share(Follower):
             return
         self._has_row = True
         waiting = list(self._returned)
-        for member in self.members:
-            if not member.persistent:
-                waiting += [
-                    member.unacked[packet_id]
-                    for packet_id, share in member.shared.items()
-                    if share is self and packet_id in member.unacked
-                ]
+        for member in self._passing:
+            waiting += [
+                member.unacked[packet_id]
+                for packet_id, share in member.shared.items()
+                if share is self and packet_id in member.unacked
+            ]
         group.put(SHARES, (self.filter,), (self.position, b"".join(map(_seq.pack, sorted(waiting)))))
 
     def restore_row(self, position: int, returned: bytes) -> None:

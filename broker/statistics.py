@@ -171,8 +171,8 @@ class Statistics:
         yield "berm/log/seq", log.last
         yield "berm/log/committed", log.committed
         yield "berm/log/commits", hub.commits
-        yield "berm/log/writable", int(log.failure is None and not hub.refusing)
-        yield "berm/log/unstored", hub.unstored
+        yield "berm/log/writable", int(log.failure is None and not hub.durability.refusing)
+        yield "berm/log/unstored", hub.durability.unstored
         yield "berm/log/backlog", self._backlog
         yield "berm/sessions/behind", len(behind)
         yield "berm/sessions/stalled", sum(session.stalled for session in behind)

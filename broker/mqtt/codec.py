@@ -24,6 +24,9 @@ __all__ = ["Decoder", "encode"]
 MAX_PACKET_SIZE: Final = 268_435_460
 """The size of the largest packet that MQTT can express, in bytes with its fixed header."""
 
+MAX_CONNECT_SIZE: Final = 256 << 10
+"""The size of the largest CONNECT: nobody knows yet from whom it comes."""
+
 _ACKNOWLEDGEMENTS: Final[dict[int, type[Puback] | type[Pubrec] | type[Pubrel] | type[Pubcomp]]] = {
     0x40: Puback,
     0x50: Pubrec,
@@ -48,7 +51,7 @@ class Decoder:
     with the fixed header.
     """
 
-    __slots__ = ("_held", "_wanted", "error", "max_packet_size", "version")
+    __slots__ = ("_at", "_data", "_held", "_wanted", "error", "looks", "max_packet_size", "version")
 
     def __init__(self, version: int = 0, max_packet_size: int = MAX_PACKET_SIZE) -> None:
         self.version = version
@@ -56,40 +59,78 @@ class Decoder:
         self.error: ProtocolError | None = None
         """What broke the stream. Nothing is decoded after it."""
         self._held = bytearray()
+        """The beginning of a packet that is not whole; empty while there are bytes at hand."""
         self._wanted = 0
         """How many bytes must be held before it makes sense to look again."""
+        self.looks = 0
+        """How often it has looked for packets: not while it waits for the rest of one."""
+        self._data = b""
+        self._at = 0
+        """From here on `_data` has not been looked at."""
 
-    def feed(self, data: bytes) -> list[Packet]:
-        """Every packet that these bytes complete, in order; on an error those before it."""
-        packets: list[Packet] = []
-        if self.error is not None:
-            return packets
+    @property
+    def unfinished(self) -> int:
+        """Bytes that have come of a packet that is not whole."""
+        return len(self._held)
+
+    @property
+    def at_hand(self) -> int:
+        """Bytes that have come and were not looked at: `more` decodes them."""
+        return len(self._data) - self._at
+
+    def feed(self, data: bytes, stretch: int = MAX_PACKET_SIZE) -> list[Packet]:
+        """Every packet that these bytes complete, in order; on an error those before it.
+
+        With `stretch`, only those that begin in the next so many bytes; then there may be something `at_hand`.
+        """
         if self._held:
             self._held += data
             if len(self._held) < self._wanted:
-                return packets
+                return []
             data = bytes(self._held)
             self._held = bytearray()
-        try:
-            at = self._decode(data, packets)
-        except ProtocolError as error:
-            self.error = error
-        else:
-            if at < len(data):
-                self._held += data[at:] if at else data
+        self._data = data if not self._data else self._data[self._at :] + data
+        self._at = 0
+        return self.more(stretch)
+
+    def keep(self, data: bytes) -> None:
+        """Have these bytes at hand, for later."""
+        self._data = b"".join((self._held, self._data[self._at :], data))
+        self._at = 0
+        self._held = bytearray()
+
+    def more(self, stretch: int = MAX_PACKET_SIZE) -> list[Packet]:
+        """Go on with what is at hand."""
+        packets: list[Packet] = []
+        self.looks += 1
+        data = self._data
+        size = len(data)
+        if self.error is None:
+            try:
+                at = self._decode(data, self._at, min(self._at + stretch, size - 1), packets)
+            except ProtocolError as error:
+                self.error = error
+            else:
+                if self._wanted:
+                    self._held += data[at:] if at else data
+                elif at < size:
+                    self._at = at
+                    return packets
+        self._data = b""
+        self._at = 0
         return packets
 
-    def _decode(self, data: bytes, packets: list[Packet]) -> int:
-        """Append every whole packet; return where the first that is not whole begins."""
+    def _decode(self, data: bytes, at: int, stop: int, packets: list[Packet]) -> int:
+        """Append every whole packet that begins before `stop`; where the next begins, or one that is not whole."""
         append = packets.append
         topics = TOPICS
         publishes = _PUBLISHES
         acknowledgements = _ACKNOWLEDGEMENTS
         version = self.version
-        limit = self.max_packet_size
+        limit = self.max_packet_size if version else min(self.max_packet_size, MAX_CONNECT_SIZE)
         size = len(data)
-        at = 0
-        while size - at > 1:
+        self._wanted = 0
+        while at < stop:
             first = data[at]
             length = data[at + 1]
             body = at + 2
@@ -99,7 +140,7 @@ class Decoder:
                     return at
             end = body + length
             if end > size or end - at > limit:
-                self._unfinished(first, end - at)
+                self._unfinished(first, end - at, limit)
                 return at
             flags = publishes.get(first)
             if flags is not None and length > 2 and version:
@@ -128,10 +169,11 @@ class Decoder:
                 check_first_byte(first, 0)
                 self.version = read_version(Reader(data, body, end))
                 _check_minimal(length, body - at - 1, self.version)
+                limit = self.max_packet_size
             append(decode_packet(first, data, body, end, version))
             version = self.version
             at = end
-        if at < size:
+        if at == size - 1:
             check_first_byte(data[at], version)
             self._wanted = 2
         return at
@@ -152,13 +194,13 @@ class Decoder:
         self._wanted = stop - at + 1
         return 0, 0
 
-    def _unfinished(self, first: int, total: int) -> None:
+    def _unfinished(self, first: int, total: int, limit: int) -> None:
         """Judge by its fixed header a packet of `total` bytes, and wait for the rest of it."""
         check_first_byte(first, self.version)
-        if total > self.max_packet_size:
+        if total > limit:
             raise ProtocolError(
                 Reason.PACKET_TOO_LARGE,
-                f"packet of {total} bytes, above the maximum of {self.max_packet_size}",
+                f"packet of {total} bytes, above the maximum of {limit}",
                 "MQTT-3.2.2-15",
             )
         self._wanted = total

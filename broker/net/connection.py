@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
 LINGER: Final = 5.0
 """Seconds that a closed connection may take to send what was written to it."""
+_WORK: Final = 250
+"""Frames that one connection may have taken apart in one turn of the loop."""
 
 
 class SocketConnection(asyncio.Protocol):
@@ -73,6 +75,10 @@ class SocketConnection(asyncio.Protocol):
         self._connection.lost(time_ns() // 1000)
         del self._connection  # which holds this as its wire: the collector would find the two after hours, if at all
 
+    @property
+    def unfinished(self) -> int:
+        return 0
+
     def write(self, data: bytes) -> None:
         self._transport.write(data)
 
@@ -111,6 +117,16 @@ class LayeredConnection(SocketConnection):
         self._layers = layers
         self._proxy = proxy
         self._tls = tls
+        self._kept: list[tuple[int, bytes]] = []
+        """What has come and was not taken further, and up to which layer it was taken; the highest comes last."""
+        self._paused = False
+        self._resting = False
+        """Nothing is read before what is kept was taken further."""
+        self._lost = False
+        """The socket is closed, and something is kept that came before."""
+        self._ended = False
+        self._error = ""
+        """What a layer said of the peer that comes behind what is kept."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         super().connection_made(transport)
@@ -118,12 +134,24 @@ class LayeredConnection(SocketConnection):
             self._fail("no PROXY protocol header is taken from there")
 
     def data_received(self, data: bytes) -> None:
-        if self._connection.closed:
+        if self._error or self._ended or self._connection.closed:
             return
-        try:
-            self._climb(data)
-        except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
-            self._hub.crash(self._connection)
+        self._kept.insert(0, (0, data))
+        if len(self._kept) == 1 and not self._paused:
+            self._climb()
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._lost = True
+        if self._connection.closed:
+            self._kept.clear()
+        if self._kept:
+            self._loop.call_soon(self._climb)
+        else:
+            super().connection_lost(error)
+
+    @property
+    def unfinished(self) -> int:
+        return sum(layer.unfinished for layer in self._layers)
 
     def write(self, data: bytes) -> None:
         self._sink(data, len(self._layers))
@@ -134,29 +162,76 @@ class LayeredConnection(SocketConnection):
                 self._sink(self._layers[depth].close(), depth)
         super().close()
 
-    def _climb(self, data: bytes) -> None:
-        """Take what the socket read up to MQTT, and end the connection where a layer says so."""
-        ended, error = False, ""
-        for depth, layer in enumerate(self._layers):
-            data = layer.receive(data)
-            if said := layer.take():
-                self._sink(said, depth)
-                if self._connection.blocked:
-                    self._hub.written_unread(self._connection, len(said))
-            ended = ended or layer.ended
-            error = error or layer.error
-            if not data:
-                break
-        if self._proxy is not None and self._proxy.origin is not None:
-            self._move(self._proxy, self._proxy.origin)
-        if data:
+    def pause_reading(self) -> None:
+        self._paused = True
+        super().pause_reading()
+
+    def resume_reading(self) -> None:
+        self._paused = False
+        if self._kept:
+            self._resting = True
+            self._loop.call_soon(self._climb)
+        else:
+            super().resume_reading()
+
+    def _climb(self) -> None:
+        """Take what the socket read up to MQTT, until the turn of others has come."""
+        if self.ended.done():
+            return
+        try:
+            work = 0
+            while self._kept and (self._lost or not self._paused) and not self._connection.closed:
+                if work > _WORK and self._kept[-1][0] < len(self._layers):
+                    self._resting = True
+                    super().pause_reading()
+                    self._loop.call_soon(self._climb)
+                    return
+                work += self._step(*self._kept.pop())
+        except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
+            self._hub.crash(self._connection)
+        if self._connection.closed:
+            self._kept.clear()
+        if not self._kept:
+            self._arrive()
+
+    def _arrive(self) -> None:
+        """Everything that has come was taken to MQTT."""
+        if self._error and not self._connection.closed:
+            self._fail(self._error)
+        elif self._ended:
+            self._connection.lost(time_ns() // 1000)
+        if self._lost:
+            super().connection_lost(None)
+        elif self._resting and not self._paused:
+            super().resume_reading()
+        self._resting = False
+
+    def _step(self, depth: int, data: bytes) -> int:
+        """Take some of the data through one layer, or give it to MQTT; how much work that was."""
+        if depth == len(self._layers):
             if self._tls is not None and self._tls.identity:
                 self.identity = self._tls.identity
             self._connection.receive(data, time_ns() // 1000)
-        if error and not self._connection.closed:
-            self._fail(error)
-        elif ended:
-            self._connection.lost(time_ns() // 1000)
+            return 0
+        layer = self._layers[depth]
+        if rest := data[layer.STRETCH :]:
+            self._kept.append((depth, rest))
+        carried = layer.receive(data[: layer.STRETCH])
+        if said := layer.take():
+            self._sink(said, depth)
+            if self._connection.blocked:
+                self._hub.written_unread(self._connection, len(said))
+        if layer.error or layer.ended:
+            self._kept.clear()  # what came before it has gone further up
+            self._error, self._ended = layer.error, layer.ended
+        if layer is self._proxy:
+            if self._proxy.origin is None:
+                return 1
+            self._move(self._proxy, self._proxy.origin)
+            depth -= 1
+        if carried:
+            self._kept.append((depth + 1, carried))
+        return layer.work
 
     def _sink(self, data: bytes, depth: int) -> None:
         """Take what was said above the layers below `depth` down to the socket."""
@@ -164,7 +239,7 @@ class LayeredConnection(SocketConnection):
             if not data:
                 return
             data = layer.send(data)
-        if data:
+        if data and not self._transport.is_closing():
             self._transport.write(data)
 
     def _move(self, proxy: ProxyLayer, origin: Origin) -> None:

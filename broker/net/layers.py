@@ -16,10 +16,18 @@ from typing import Protocol
 class Layer(Protocol):
     """One protocol around another."""
 
+    STRETCH: int
+    """Bytes that it should be given at a time: what they hold takes little time, whatever it is."""
+    work: int
+    """How many frames the last `receive` took apart; 1 where it has none, or they cost next to nothing."""
     ended: bool
     """The peer has said that nothing more comes from it."""
     error: str
     """How the peer has broken the rules; empty while it has not."""
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes that it holds of a frame that is not whole."""
 
     def receive(self, data: bytes) -> bytes:
         """What these bytes from below carried."""

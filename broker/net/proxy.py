@@ -62,11 +62,14 @@ class ProxyOptions:
 class ProxyLayer:
     """Takes the header off the bytes that come first."""
 
-    __slots__ = ("_buffer", "_options", "ended", "error", "origin")
+    STRETCH = 1 << 20
+
+    __slots__ = ("_buffer", "_options", "ended", "error", "origin", "work")
 
     def __init__(self, options: ProxyOptions) -> None:
         self.ended = False
         self.error = ""
+        self.work = 1
         self.origin: Origin | None = None
         """Known once the header is complete."""
         self._options = options
@@ -75,6 +78,11 @@ class ProxyLayer:
     def trusts(self, host: str) -> bool:
         """Whether a header is taken from this address."""
         return not self._options.sources or contains(self._options.sources, host)
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a header that is not whole."""
+        return len(self._buffer)
 
     def receive(self, data: bytes) -> bytes:
         """What came after the header."""

@@ -162,17 +162,25 @@ def _stamp(paths: Iterable[Path]) -> Stamp:
 class TLSLayer:
     """One TLS connection, seen from the server. `identity` is known once the first bytes have come through."""
 
-    __slots__ = ("_established", "_from_peer", "_part", "_tls", "_to_peer", "ended", "error", "identity")
+    STRETCH = 64 << 10
+
+    __slots__ = ("_established", "_from_peer", "_part", "_tls", "_to_peer", "ended", "error", "identity", "work")
 
     def __init__(self, certificates: Certificates) -> None:
         self.ended = False
         self.error = ""
         self.identity = ""
+        self.work = 1
         self._part = certificates.files.identity
         self._established = False
         self._from_peer = ssl.MemoryBIO()
         self._to_peer = ssl.MemoryBIO()
         self._tls = certificates.context.wrap_bio(self._from_peer, self._to_peer, server_side=True)
+
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a record that is not whole: never many."""
+        return self._from_peer.pending
 
     def receive(self, data: bytes) -> bytes:
         """What the records carried."""

@@ -47,11 +47,14 @@ class WebSocketOptions:
 class WebSocketLayer:
     """One WebSocket connection, seen from the server."""
 
-    __slots__ = ("_path", "_protocol", "ended", "error")
+    STRETCH = 2 << 10
+
+    __slots__ = ("_path", "_protocol", "ended", "error", "work")
 
     def __init__(self, options: WebSocketOptions, max_packet_size: int) -> None:
         self.ended = False
         self.error = ""
+        self.work = 0
         self._path = options.path
         self._protocol = ServerProtocol(
             origins=[*map(Origin, options.origins), None] if options.origins else None,
@@ -60,6 +63,11 @@ class WebSocketLayer:
             logger=_logger,
         )
 
+    @property
+    def unfinished(self) -> int:
+        """Bytes of a frame that is not whole."""
+        return len(self._protocol.reader.buffer)
+
     def receive(self, data: bytes) -> bytes:
         """What the frames carried."""
         if self.error or self.ended:
@@ -67,7 +75,9 @@ class WebSocketLayer:
         protocol = self._protocol
         protocol.receive_data(data)
         carried: list[bytes] = []
-        for event in protocol.events_received():
+        events = protocol.events_received()
+        self.work = len(events)
+        for event in events:
             if not isinstance(event, Frame):
                 assert isinstance(event, Request)
                 self._greet(event)

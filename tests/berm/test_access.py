@@ -203,6 +203,24 @@ def test_a_file_that_can_not_be_used_ends_the_start_and_check_says_the_same(
         assert "Traceback" not in done.stderr
 
 
+def test_check_tells_every_file_that_can_not_be_used_and_a_start_too(tmp_path: Path) -> None:
+    tls = '[[listeners]]\nname = "a"\nport = 0\ntls.certificate = "c.pem"\ntls.key = "k.pem"\n'
+    (tmp_path / "berm.toml").write_text(tls + CONFIG.replace("mqtt.access", "listeners.access"))
+    done = berm("check", cwd=tmp_path)
+    assert done.returncode == 2
+    lines = [line for line in done.stderr.splitlines() if "listener a: " in line]
+    assert ["c.pem" in lines[0], "passwords: cannot be read" in lines[1], "acl: cannot be read" in lines[2]] == [
+        True
+    ] * 3
+    assert len(lines) == 3
+    (tmp_path / "berm.toml").write_text(CONFIG)
+    done = berm("run", "--set", "mqtt.port=0", cwd=tmp_path)
+    assert done.returncode == 2
+    (line,) = done.stderr.splitlines()
+    assert "listener mqtt: passwords: cannot be read" in line
+    assert "; acl: cannot be read" in line
+
+
 def test_a_node_that_others_reach_does_not_start_without_saying_who_they_are(tmp_path: Path) -> None:
     done = berm("run", "--set", "mqtt.port=0", "--set", "mqtt.host=0.0.0.0", cwd=tmp_path)
     assert done.returncode == 2
@@ -232,7 +250,7 @@ def test_a_node_asks_for_passwords_and_goes_by_its_rules(tmp_path: Path) -> None
             assert Puback(3) in came
             assert Publish("up/alice/x", b"mine", 1, packet_id=1) in came
         assert node.stop() == 0
-    assert "client 'c' may not connect to listener mqtt: wrong password ('alice')" in node.stderr
+    assert " at mqtt: may not connect: wrong password ('alice')" in node.stderr
     assert "wonder" not in node.stderr
     assert "wander" not in node.stderr
 
@@ -271,6 +289,37 @@ def test_a_client_proves_by_scram_sha_256_who_it_is_and_proves_it_again(tmp_path
         assert isinstance(again, Auth)
         assert again.reason == 0
         found.close()
+
+
+def test_a_user_that_does_not_exist_is_asked_for_the_same_salt_by_every_listener_and_in_every_run(
+    tmp_path: Path,
+) -> None:
+    def salt(port: int, name: str) -> str:
+        found = Client(port)
+        challenge = found.ask(Connect("c", 5, True, 0, None, None, None, said(f"n,,n={name},r=abc".encode())))
+        found.close()
+        assert isinstance(challenge, Auth)
+        data = first(challenge.properties, Property.AUTHENTICATION_DATA)
+        assert isinstance(data, bytes)
+        return data.decode().split(",", 1)[1]
+
+    write(tmp_path)
+    names = ("alice", "nobody", "no one")
+    two = CONFIG + '[[listeners]]\nname = "a"\nport = 0\n[[listeners]]\nname = "b"\nport = 0\n'
+    with Node(tmp_path, two) as node:
+        before = [salt(port, name) for port in node.ports.values() for name in names]
+        assert before[:3] == before[3:]
+        assert len(set(before)) == 3
+        assert {each.partition(",")[2] for each in before} == {"i=15000"}
+        node.kill()
+        node.start()
+        assert [salt(port, name) for port in node.ports.values() for name in names] == before
+        assert node.stop() == 0
+    (tmp_path / "other").mkdir()
+    write(tmp_path / "other")
+    with Node(tmp_path / "other", CONFIG) as other:
+        assert salt(other.port, "nobody") not in before
+        assert other.stop() == 0
 
 
 def test_files_that_change_are_read_anew_and_a_wrong_one_is_told_while_the_old_one_goes_on(tmp_path: Path) -> None:

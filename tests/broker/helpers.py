@@ -74,7 +74,7 @@ class Turns:
         self,
         work: Callable[[], object],
         done: Callable[[object, BaseException | None], None],
-        after: Callable[[], None] | None = None,
+        after: Callable[[], object] | None = None,
     ) -> None:
         self._queue.append((work, done))
 
@@ -110,6 +110,7 @@ class FakeWire:
         self.clauses: list[str] = []
         """Likewise, the clauses that the client has broken."""
         self.unread = bytearray()
+        self.unfinished = 0
         self.writes = 0
         self.jammed = False
         self.reading = True
@@ -322,10 +323,14 @@ class Node:
     def turn(self) -> None:
         """Turn the loop until it is quiet. Nothing reaches the engine."""
         while self.scheduled or self.reader.step():
-            scheduled = self.scheduled[:]
-            self.scheduled.clear()
-            for call in scheduled:
-                call()
+            self.turn_once()
+
+    def turn_once(self) -> None:
+        """One turn."""
+        scheduled = self.scheduled[:]
+        self.scheduled.clear()
+        for call in scheduled:
+            call()
 
     def commit(self) -> None:
         """Let everything reach the engine, and turn the loop until all is quiet."""
@@ -396,3 +401,16 @@ def number(packet: Connack, property: int) -> int | None:
             assert isinstance(value, int)
             return value
     return None
+
+
+def numbers(count: int, start: int = 0) -> list[bytes]:
+    """So many payloads, in order: `0`, `1` and so on from `start`."""
+    return [b"%d" % n for n in range(start, start + count)]
+
+
+def publish_all(client: Client, payloads: list[bytes], qos: int = 1, topic: str = "t") -> None:
+    """All of them in one piece, committed and acknowledged."""
+    client.send(*(Publish(topic, payload, qos, packet_id=n + 1 if qos else 0) for n, payload in enumerate(payloads)))
+    client.acknowledge()
+    client.send(*(Pubrel(n + 1) for n in range(len(payloads)) if qos == 2))
+    client.acknowledge()

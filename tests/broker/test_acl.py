@@ -3,15 +3,24 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from functools import partial
 from itertools import product
+from unittest.mock import patch
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from broker import acl, rule_matcher
 from broker.acl import ACTIONS, PUBLISH, RECEIVE, SUBSCRIBE, Policy, Rule, Who, parse
 from broker.mqtt.topic import matches
 from broker.watched import FileError
+from tests.broker.mqtt.steps import steps
+
+uncompiled = pytest.mark.skipif(
+    not str(rule_matcher.__file__).endswith(".py"), reason="instructions can be counted in Python only"
+)
 
 WHO = Who("c1", "alice")
 
@@ -217,6 +226,29 @@ def test_rules_decide_as_a_reader_of_the_list_would(
     assert found.may_receive(who, topic) == reading(rules, default, RECEIVE, who, topic)
 
 
+@given(
+    st.lists(rules, min_size=1, max_size=3).map(lambda lists: [rule for each in lists for rule in each]),
+    st.booleans(),
+    st.lists(
+        st.tuples(
+            st.sampled_from((PUBLISH, RECEIVE, SUBSCRIBE)), st.builds(Who, names, names), st.sampled_from(TOPICS)
+        ),
+        min_size=5,
+        max_size=30,
+    ),
+    st.sampled_from((1, 20, 40, 30_000)),
+    st.sampled_from((1, 5, 1000)),
+)
+def test_what_was_asked_before_and_by_whom_changes_no_answer(
+    rules: list[Rule], default: bool, asked: list[tuple[str, Who, str]], places: int, filled_in: int
+) -> None:
+    with patch.object(rule_matcher, "_PLACES", places), patch.object(acl, "_FILLED_IN", filled_in):
+        found = Policy(rules, default)
+        ask = {PUBLISH: found.may_publish, RECEIVE: found.may_receive, SUBSCRIBE: found.may_subscribe}
+        for action, who, topic in asked:
+            assert ask[action](who, topic) == reading(rules, default, action, who, topic), (action, who, topic)
+
+
 @given(rules, st.booleans(), names, names, filters().filter(lambda filter: "%" not in filter))
 def test_no_topic_that_an_allowed_subscription_matches_is_denied(
     rules: list[Rule], default: bool, client_id: str, username: str, filter: str
@@ -278,6 +310,50 @@ def test_a_filter_of_many_wildcards_takes_one_way_through_the_rules() -> None:
     many = "/".join(["+"] * 64)
     assert policy(f"allow subscribe {many}").may_subscribe(WHO, many)
     assert not policy(f"deny subscribe {many}", f"allow subscribe {many}").may_subscribe(WHO, many)
+
+
+SHAPES = {
+    "names": lambda n: f"+/n{n}/+/x",
+    "clients": lambda n: f"n{n}/%c/+/x",
+    "parts of names": lambda n: f"+/n{n}-%c/x",
+    "every other wildcard": lambda n: "/".join("+" if n >> bit & 1 else f"n{bit}" for bit in range(9)),
+    "the same place": lambda n: f"+/{'+/' * (n % 3)}#",
+}
+
+
+def many(shape: Callable[[int], str], count: int) -> Policy:
+    """So many rules of one shape, for users of their own."""
+    return Policy([Rule(n % 2 == 0, (PUBLISH,), shape(n), f"user=u{n % 7}") for n in range(count)], False)
+
+
+@uncompiled
+@pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
+def test_a_topic_that_was_never_asked_about_takes_a_step_per_level_however_many_rules_there_are(
+    shape: Callable[[int], str],
+) -> None:
+    def work(count: int) -> int:
+        found = many(shape, count)
+        names = [f"{first}/n{n}-c1/c1/x/n4/{last}" for first in ("n0", "a") for n in (0, 1, 9) for last in ("x", "n5")]
+        for topic in names:
+            found.may_publish(WHO, topic)
+        unseen = [topic.replace("a/", "new/") for topic in names]
+        return max(steps(partial(found.may_publish, WHO, topic)) for topic in unseen)
+
+    assert work(500) < 1.5 * work(8)
+
+
+@uncompiled
+def test_what_is_remembered_of_rules_and_clients_is_bounded() -> None:
+    found = many(SHAPES["every other wildcard"], 512)
+    for n in range(2000):
+        topic = "/".join(f"n{bit}" if n * 7919 >> bit & 1 else "x" for bit in range(9))
+        found.may_publish(Who(f"c{n}", f"u{n % 7}"), topic)
+        states = found._matchers[PUBLISH]._states
+        assert sum(8 + len(places) for places in states) <= rule_matcher._PLACES
+    with_templates = many(SHAPES["parts of names"], 500)
+    for n in range(100):
+        with_templates.may_publish(Who(f"c{n}"), "a")
+        assert sum(1 + len(client.texts) for client in with_templates._clients.values()) <= acl._FILLED_IN
 
 
 def test_where_every_rule_allows_and_the_default_too_nothing_needs_to_be_asked() -> None:

@@ -37,6 +37,7 @@ ANSWERS: list[tuple[str, Packet, type[Packet], str]] = [
     ("puback", Publish("$SYS/x", b"", 1, packet_id=1), Puback, "may not publish to '$SYS/x'"),
     ("pubrec", Publish("$SYS/x", b"", 2, packet_id=1), Pubrec, "may not publish to '$SYS/x'"),
     ("pubcomp", Pubrel(1), Pubcomp, "no QoS 2 message has this packet identifier"),
+    ("pubrel", Pubrec(1), Pubrel, "no QoS 2 message has this packet identifier"),
     ("suback", Subscribe(1, (Subscription("a", 0), Subscription("b", 0))), Suback, "can't subscribe to 'b'"),
 ]
 """What is sent, what of what type comes back, and what it says."""
@@ -87,7 +88,7 @@ def test_it_says_nothing_to_a_client_that_wants_no_problem_information(
 def test_it_says_nothing_where_the_client_has_no_room_for_it(
     asked: Packet, kind: type[Packet], why: str, node: Node
 ) -> None:
-    """[MQTT-3.4.2-2] [MQTT-3.5.2-2] [MQTT-3.9.2-1]"""
+    """[MQTT-3.4.2-2] [MQTT-3.5.2-2] [MQTT-3.6.2-2] [MQTT-3.9.2-1]"""
     client = client_of(node, small(30))
     client.send(asked)
     node.commit()

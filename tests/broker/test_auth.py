@@ -246,7 +246,7 @@ def test_a_check_that_fails_by_itself_lets_nobody_in_and_is_told(
             self,
             work: Callable[[], object],
             done: Callable[[object, BaseException | None], None],
-            after: Callable[[], None] | None = None,
+            after: Callable[[], object] | None = None,
         ) -> None:
             with pytest.raises(MemoryError) as caught:
                 work()
@@ -312,6 +312,21 @@ def test_scram_proves_a_user_by_the_keys_in_the_file(file: Watched[Passwords], p
     else:
         assert isinstance(answer, Verdict)
         assert answer.reason == Reason.NOT_AUTHORIZED
+
+
+def test_the_salts_of_users_that_do_not_exist_are_made_of_the_secret(file: Watched[Passwords]) -> None:
+    def challenge(secret: bytes | None, name: str) -> bytes:
+        scram = Scram(file)
+        if secret is not None:
+            scram.secret = secret
+        answer = scram.begin().step(f"n,,n={name},r=abc".encode())
+        assert isinstance(answer, Challenge)
+        return answer.data.partition(b",")[2]
+
+    assert challenge(b"kept", "nobody") == challenge(b"kept", "nobody")
+    made = {challenge(secret, "nobody") for secret in (b"kept", b"another", None, None)}
+    assert len(made) == 4
+    assert challenge(b"kept", "alice") == challenge(None, "alice")
 
 
 @pytest.mark.parametrize("data", [b"", b"n,,n=alice", b"\xff"])

@@ -17,6 +17,7 @@ from broker.mqtt.packets import (
     Subscription,
     Unsubscribe,
 )
+from broker.mqtt.properties import Property
 from broker.mqtt.reason import Reason
 from tests.broker.helpers import Node
 
@@ -96,7 +97,7 @@ def test_a_connection_that_has_ended_is_held_by_nobody() -> None:
         client.lose()
     node.open().lose()
     hub = node.hub
-    assert not hub._held
+    assert not hub.pressure.count
     assert not hub.clients._strangers
     assert not hub.clients.connections
     assert hub.clients.count == 0
@@ -124,3 +125,82 @@ def test_one_look_at_a_long_log_is_cut_into_turns() -> None:
     node.commit()
     assert node.hub.dropped_away == 5000
     assert client.payloads() == [b"the one"]
+
+
+@pytest.mark.parametrize(
+    ("a_minute", "stays"), [(0, False), (3000, False), (5000, True)], ids=["nothing", "a trickle", "a slow link"]
+)
+def test_the_rest_of_a_large_packet_is_not_waited_for_for_ever(a_minute: int, stays: bool) -> None:
+    node = Node()
+    client = node.connect()
+    packet = encode(Publish("t", bytes(100_000)), 5)
+    client.send_bytes(packet[:50_000])
+    sent = 50_000
+    for _ in range(5):
+        node.tick(61)
+        if client.open:
+            client.send_bytes(packet[sent : sent + a_minute])
+            sent += a_minute
+    assert client.open is stays
+    if not stays:
+        assert [packet.reason for packet in client.take(Disconnect)] == [Reason.UNSPECIFIED_ERROR]
+        assert "the rest of a packet has not come within 60 s" in client.wire.said
+
+
+def test_large_packets_one_after_another_are_no_packet_that_is_waited_for() -> None:
+    node = Node()
+    client = node.connect()
+    packet = encode(Publish("t", bytes(100_000)), 5)
+    client.send_bytes(packet[:50_000])
+    for _ in range(5):
+        node.tick(61)
+        client.send_bytes(packet[50_000:] + packet[:40_000])
+        node.commit()
+        client.send_bytes(packet[40_000:50_000])
+    assert client.open
+
+
+def test_a_small_part_of_a_packet_may_be_waited_for() -> None:
+    node = Node()
+    client = node.connect()
+    client.send_bytes(encode(Publish("t", bytes(100_000)), 5)[:16_000])
+    node.tick(200)
+    node.tick(200)
+    assert client.open
+
+
+def test_a_client_may_have_as_many_long_topic_filters_as_fit() -> None:
+    node = Node()
+    client = node.connect()
+    long = "x" * 60_000
+    assert [client.subscribe(f"{long}/{n}", 1) for n in range(10)] == [1] * 8 + [Reason.QUOTA_EXCEEDED] * 2
+    assert client.wire.said[0].endswith("its topic filters are too long")
+    assert client.subscribe(f"{long}/0", 0) == 0
+    assert client.subscribe("short", 1) == 1
+    client.send(Unsubscribe(2, (f"{long}/1",)))
+    assert client.subscribe(f"{long}/7", 1) == 1
+
+
+def test_a_client_may_have_as_many_deep_topic_filters_as_fit() -> None:
+    node = Node(Limits(max_subscriptions=10_000))
+    client = node.connect()
+    deep = "/" * 150
+    reasons = [client.subscribe(f"{deep}{n}", 1) for n in range(100)]
+    assert reasons == [1] * 53 + [Reason.QUOTA_EXCEEDED] * 47
+    assert all(client.subscribe(f"a/b/c/d/e/{n}", 1) == 1 for n in range(500))
+
+
+def test_topics_that_have_aliases_are_bounded_by_what_they_take_in_memory() -> None:
+    node = Node()
+    client = node.connect()
+    for alias in range(1, 4):
+        client.publish("x" * 60_000, properties=((Property.TOPIC_ALIAS, alias),))
+        assert client.open is (alias < 3)
+    assert [packet.reason for packet in client.take(Disconnect)] == [Reason.QUOTA_EXCEEDED]
+
+
+def test_a_connect_that_is_larger_than_all_that_it_may_say_is_not_waited_for() -> None:
+    node = Node()
+    client = node.open()
+    client.send_bytes(b"\x10\xff\xff\x3f" + encode(Connect("c", 5, True, 0, None, None, None), 5)[2:])
+    assert not client.open

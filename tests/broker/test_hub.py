@@ -509,7 +509,7 @@ def test_many_retained_messages_for_many_subscriptions_are_walked_through_and_no
     client.jam()
     client.send(Subscribe(1, tuple(Asked("r/#" if n == 0 else f"+/{n}/#", 0) for n in range(20))))
     client.send(Subscribe(2, (Asked("r/#", 0),)))
-    assert len(client.session._retained) == 20
+    assert len(client.session._walks) == 20
     publisher.publish("r/0/0", b"new", retain=True)
     publisher.publish("r/another", b"new", retain=True)
     publisher.publish("r/1/1", b"", retain=True)

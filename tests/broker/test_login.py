@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from broker.auth import Access, Attempt, Challenge, Check, Gate, Proof, Scram, Verdict
 from broker.clients import Clients
+from broker.connection import AHEAD
 from broker.listener import Limits, Listener
-from broker.login import HELD
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import (
     Auth,
@@ -154,7 +154,7 @@ def test_a_client_that_is_refused_is_told_the_code_alone_and_the_log_says_who_an
     assert not client.open
     assert client.node.hub.sessions.all == {}
     assert client.node.hub.refused_logins == 1
-    assert "client 'c' may not connect to listener front: because" in caplog.text
+    assert "client 'c' from 192.0.2.1:40000 at front: may not connect: because" in caplog.text
 
 
 def test_what_follows_the_connect_is_handled_after_the_answer_in_order() -> None:
@@ -185,7 +185,7 @@ def test_while_an_answer_is_waited_for_nothing_is_read_and_afterwards_it_is() ->
 def test_a_client_that_sends_on_and_on_without_its_connack_is_closed() -> None:
     later = Later()
     client = connect(node_with(Access(later)))
-    client.send_bytes(bytes(HELD))
+    client.send_bytes(bytes(AHEAD))
     assert client.open
     client.send_bytes(b"x")
     assert client.take_all() == [Connack(False, Reason.QUOTA_EXCEEDED)]

@@ -278,8 +278,8 @@ ASKED: Properties = ((Property.REQUEST_RESPONSE_INFORMATION, 1),)
         ("responses/%c/", "#", None),
         ("answers/", "c+", "answers/"),
         ("responses/%u/", "c1", None),
-        ("r/%c", "c" * 65532, "r/" + "c" * 65532),
-        ("r/%c", "c" * 65533, None),
+        ("r" * 65434 + "%c", "c" * 100, "r" * 65434 + "c" * 100),
+        ("r" * 65434 + "%c", "c" * 101, None),
     ],
 )
 def test_a_client_that_asks_is_told_where_its_responses_go(prefix: str, client_id: str, told: str | None) -> None:

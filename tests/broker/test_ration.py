@@ -65,7 +65,7 @@ def test_qos_0_messages_are_delivered_and_not_stored_and_others_are(rules: None)
     assert subscriber.payloads() == [b"0", b"1", b"0 again"]
     assert client.take_all() == [Puback(1)]
     assert stored(node) == [b"1", b"0 again"]
-    assert node.hub.unstored == 1
+    assert node.hub.durability.unstored == 1
     assert node.hub.dropped_full == 0
 
 
@@ -74,7 +74,7 @@ def test_what_a_rule_keeps_in_memory_anyway_is_not_counted() -> None:
     client = publisher(node)
     low(node)
     client.publish("t", b"0", 0)
-    assert node.hub.unstored == 0
+    assert node.hub.durability.unstored == 0
 
 
 def test_a_retained_message_at_qos_0_is_the_retained_one_after_a_crash_too() -> None:

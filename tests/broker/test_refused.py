@@ -238,7 +238,7 @@ def test_what_waits_is_bounded_and_who_would_add_to_it_is_closed_unacknowledged(
             assert not node.hub.sessions.all[f"p{n}"].received
     assert closed > 85
     assert node.log.open.weight < 20_000
-    assert len(node.hub._held) < 15
+    assert node.hub.pressure.count < 15
 
 
 def test_a_client_that_asks_for_ever_while_nothing_can_be_stored_is_no_longer_read_from() -> None:
@@ -324,7 +324,7 @@ def test_connections_that_are_gone_are_not_kept_while_nothing_can_be_stored() ->
         client.lose()
         node.tick()
         node.commit()
-    assert len(node.hub._promises.then) < 100
+    assert len(node.hub.promises.then) < 100
 
 
 def test_what_clients_that_come_and_go_publish_during_a_long_commit_has_a_bound() -> None:

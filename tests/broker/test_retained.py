@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import tracemalloc
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,9 +21,9 @@ uncompiled = pytest.mark.skipif(
 )
 
 
-def event(topic: str, payload: bytes = b"x", seq: int = 1) -> Event:
+def event(topic: str, payload: bytes = b"x", seq: int = 1, properties: bytes = b"") -> Event:
     """A message to retain."""
-    return Event(seq, 1_700_000_000_000_000, topic, payload, 1, True, "client", b"", 0, FSYNC)
+    return Event(seq, 1_700_000_000_000_000, topic, payload, 1, True, "client", properties, 0, FSYNC)
 
 
 def found(retained: Retained, filter: str) -> list[str]:
@@ -32,7 +35,7 @@ def nodes(retained: Retained) -> int:
     """How many levels of topics the tree holds."""
 
     def count(node: retained_module._Node) -> int:
-        return sum(1 + count(child) for child in node.children.values())
+        return sum(1 + count(child) for child in (node.children or {}).values())
 
     return count(retained._root)
 
@@ -70,7 +73,7 @@ def test_a_filter_finds_the_last_message_of_each_topic_that_it_matches(
         look(filter)
     for topic in list(held):
         retained.store(event(topic, b""))
-    assert retained.count == 0
+    assert (retained.count, retained.size, retained.memory) == (0, 0, 0)
     assert nodes(retained) == 0
 
 
@@ -207,3 +210,104 @@ def test_a_filter_of_many_wildcards_costs_as_much_as_there_are_topics() -> None:
         return steps(lambda: list(retained.match("+/+/+/+/+/+/+/#")))
 
     assert work(200) < 2.5 * work(100)
+
+
+# -- how much may be retained
+
+
+sizes = st.sampled_from((0, 1, 2, 100, 300))
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    st.lists(st.tuples(topics(), sizes, sizes), max_size=40),
+    st.sampled_from((0, 1, 3)),
+    st.sampled_from((0, 900, 2500)),
+)
+def test_what_there_is_room_for_stays_within_the_bounds_and_nothing_else_is_refused(
+    asked: list[tuple[str, int, int]], messages: int, memory: int
+) -> None:
+    retained = Retained(messages, memory)
+    held: dict[str, Event] = {}
+    for topic, payload, properties in asked:
+        message = event(topic, bytes(payload), properties=bytes(properties))
+        fits = retained.has_room(topic, payload, properties)
+        before = held.get(topic)
+        if not payload or (before is not None and payload + properties <= len(before.payload + before.properties)):
+            assert fits
+        if fits:
+            retained.store(message)
+            held[topic] = message
+            if not payload:
+                del held[topic]
+        else:
+            unbounded = Retained()
+            for each in (held | {topic: message}).values():
+                unbounded.store(each)
+            assert (messages and unbounded.count > messages) or (memory and unbounded.memory > memory)
+        assert not messages or retained.count <= messages
+        assert not memory or retained.memory <= memory
+
+
+def test_a_full_store_takes_what_replaces_and_what_removes_and_then_something_new() -> None:
+    retained = Retained(max_messages=2)
+    for topic in ("a", "b"):
+        assert retained.has_room(topic, 5, 0)
+        retained.store(event(topic, b"12345"))
+    assert not retained.has_room("c", 1, 0)
+    assert retained.has_room("a", 500, 0)
+    assert retained.has_room("c", 0, 0)
+    retained.store(event("a", b""))
+    assert retained.has_room("c", 1, 0)
+
+
+def test_a_store_without_room_in_memory_takes_what_is_not_larger() -> None:
+    retained = Retained()
+    retained.store(event("a/b", b"12345"))
+    full = Retained(max_memory=retained.memory)
+    assert full.has_room("a/b", 5, 0)
+    full.store(event("a/b", b"12345"))
+    assert not full.has_room("a/b", 6, 0)
+    assert not full.has_room("a/b", 5, 1)
+    assert not full.has_room("a", 1, 0)
+    assert full.has_room("a/b", 5, 0)
+    assert full.has_room("a/b", 4, 1)
+
+
+def test_a_store_that_is_beyond_its_bounds_from_the_start_takes_nothing_new_and_shrinks() -> None:
+    retained = Retained(max_messages=1, max_memory=100)
+    for topic in ("a", "b", "c"):
+        retained.store(event(topic, b"123"))
+    assert retained.count == 3
+    assert not retained.has_room("d", 1, 0)
+    assert retained.has_room("a", 3, 0)
+    assert not retained.has_room("a", 4, 0)
+    assert retained.has_room("a", 0, 0)
+
+
+@uncompiled
+@pytest.mark.parametrize(
+    ("shape", "payload"),
+    [
+        ("plant/device{}/temperature", 64),
+        ("plant/line/sensor{}", 64),
+        ("{}/" + "level/" * 100, 64),
+        ("{}/" + "ж" * 100, 5000),
+        ("{}", 1),
+    ],
+)
+def test_what_it_says_that_it_takes_is_about_what_it_takes(shape: str, payload: int) -> None:
+    retained = Retained()
+    gc.collect()
+    tracemalloc.start()
+    try:
+        before, _ = tracemalloc.get_traced_memory()
+        for n in range(2000):
+            message = event(shape.format(n), bytes(payload), n + 1000, properties=bytes(10))
+            message.ts += n
+            retained.store(message)
+            del message
+        taken = tracemalloc.get_traced_memory()[0] - before
+    finally:
+        tracemalloc.stop()
+    assert 0.75 * taken < retained.memory < 1.35 * taken

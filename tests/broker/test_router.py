@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from unittest.mock import patch
 
 import pytest
 from hypothesis import given, settings
@@ -46,14 +47,15 @@ def nodes(router: Router[str]) -> int:
     return count(router._root)
 
 
-def check(found: Delivery[str], expected: list[Grant]) -> None:
+def check(found: Delivery[str], expected: list[Grant], denied: bool = False) -> None:
     """Hold a delivery against the subscriptions that it must come from."""
     assert found.qos == max(each.qos for each in expected)
     assert Counter(found.identifiers) == Counter(each.identifier for each in expected if each.identifier)
     assert found.retain_as_published is any(each.retain_as_published for each in expected)
     assert found.since == max(each.since for each in expected)
     assert found.no_local is any(each.no_local for each in expected)
-    assert found.plain is not (found.no_local or found.retain_as_published or bool(found.identifiers))
+    assert found.plain is not (found.no_local or found.retain_as_published or bool(found.identifiers) or denied)
+    assert found.denied is denied
     own = [each for each in expected if not each.no_local]
     if found.no_local and own:
         assert found.own is not None
@@ -66,18 +68,33 @@ def check(found: Delivery[str], expected: list[Grant]) -> None:
 changes = st.lists(
     st.tuples(st.sampled_from(SESSIONS), grants)
     | st.tuples(st.sampled_from(SESSIONS), filters())
-    | st.tuples(st.just("match"), topics()),
+    | st.tuples(st.just("match"), topics())
+    | st.tuples(st.just("deny"), st.sampled_from(SESSIONS))
+    | st.tuples(st.just("forget"), st.just("")),
     max_size=40,
 )
 
 
-@settings(deadline=None, max_examples=300)
-@given(changes, st.lists(topics(), min_size=1, max_size=6))
+@settings(deadline=None, max_examples=500)
+@given(
+    changes,
+    st.lists(topics(), min_size=1, max_size=6),
+    st.sampled_from((0, 1, 2, 64)),
+    st.sampled_from((0, 1, 2, 4)),
+    st.sampled_from((2, 50, 50)),
+)
 def test_each_session_gets_what_one_of_its_subscriptions_matches(
-    asked: list[tuple[str, Grant | str]], named: list[str]
+    asked: list[tuple[str, Grant | str]], named: list[str], forks: int, depth: int, kept: int
 ) -> None:
     # [MQTT-3.3.4-2] [MQTT-3.3.4-4] [MQTT-4.7.2-1]
-    router: Router[str] = Router()
+    with patch.multiple(router_module, _FORKS=forks, _DEPTH=depth, _CACHED_TOPICS=kept, _BRANCHES=2 * kept):
+        compare(asked, named)
+
+
+def compare(asked: list[tuple[str, Grant | str]], named: list[str]) -> None:
+    """Do what is asked with a router and with a list of subscriptions, and look at both all the time."""
+    denied: set[tuple[str, str]] = set()
+    router: Router[str] = Router(lambda session, topic: (session, topic[:1]) in denied)
     held: dict[tuple[str, str], Grant] = {}
 
     def look(topic: str) -> None:
@@ -88,7 +105,7 @@ def test_each_session_gets_what_one_of_its_subscriptions_matches(
         found = router.match(topic)
         assert sorted(delivery.session for delivery in found) == sorted(expected)
         for delivery in found:
-            check(delivery, expected[delivery.session])
+            check(delivery, expected[delivery.session], (delivery.session, topic[:1]) in denied)
 
     for who, what in asked:
         if isinstance(what, Grant):
@@ -96,13 +113,18 @@ def test_each_session_gets_what_one_of_its_subscriptions_matches(
             held[who, what.filter] = what
         elif who == "match":
             look(what)
+        elif who == "deny":
+            denied ^= {(what, "a")}
+            router.forget()
+        elif who == "forget":
+            router.forget()
         else:
             router.remove(who, what)
             held.pop((who, what), None)
-    for topic in named:
-        # What is remembered of a topic is the same as what the tree says.
-        look(topic)
-        look(topic)
+        # Every topic that was ever asked for, and every change that could alter it.
+        for topic in named:
+            look(topic)
+        check_cache(router)
     for session, filter in held:
         router.remove(session, filter)
     assert nodes(router) == 0
@@ -110,9 +132,41 @@ def test_each_session_gets_what_one_of_its_subscriptions_matches(
         assert router.match(topic) == ()
 
 
+def check_cache(router: Router[str]) -> None:
+    """See that the tree of cached topics has each of them once, and as many branches as are counted."""
+    topics: list[str] = []
+    branches = -1
+    waiting = [router._seen]
+    while waiting:
+        branch = waiting.pop()
+        branches += 1
+        topics += branch.topics
+        waiting += branch.below.values()
+    assert sorted(topics) == sorted(router._cache)
+    assert branches == router._branches
+
+
 @pytest.mark.parametrize(
     ("filter", "topic"),
-    [("a/b", "a/b"), ("a/+", "a/b"), ("a/#", "a/b"), ("a/#", "a"), ("#", "a/b"), ("+/b", "a/b")],
+    [
+        ("a/b", "a/b"),
+        ("a/+", "a/b"),
+        ("a/#", "a/b"),
+        ("a/#", "a"),
+        ("#", "a/b"),
+        ("+/b", "a/b"),
+        ("+/#", "a"),
+        ("a/b/+/#", "a/b/c"),
+        ("a/+/c", "a/b/c"),
+        ("a/b/c/d/e/+/g", "a/b/c/d/e/f/g"),
+        ("+/+/+/+/+/+/+", "a/b/c/d/e/f/g"),
+        ("a/b/c/d/e/f/g/#", "a/b/c/d/e/f/g"),
+        ("a/b/c/d/+/#", "a/b/c/d/e"),
+        ("a/b/c/d/e/#", "a/b/c/d/e"),
+        ("a/b/c/d/#", "a/b/c/d"),
+        ("a/b/c/+", "a/b/c/d"),
+        ("a/b/c/d/+", "a/b/c/d/e"),
+    ],
 )
 def test_a_change_is_seen_by_a_topic_that_was_matched_before(filter: str, topic: str) -> None:
     router: Router[str] = Router()
@@ -227,6 +281,48 @@ def test_the_topics_that_are_remembered_are_bounded() -> None:
     assert len(router._cache) <= 10_000
 
 
+@pytest.mark.parametrize("filter", ["t/+/a", "t/+", "+/+/+", "#", "t/7/#"])
+def test_the_tree_of_remembered_topics_is_bounded_though_it_is_forgotten_and_made_all_the_time(filter: str) -> None:
+    router: Router[str] = Router()
+    most = 0
+    for n in range(12_000):
+        router.match(f"t/{n}/{n}/a/{n}")
+        if n % 100 == 0:
+            router.add("one", grant(filter))
+            router.remove("one", filter)
+        most = max(most, router._branches)
+    assert most <= 10_000 + router_module._DEPTH
+    check_cache(router)
+
+
+@pytest.mark.parametrize(
+    ("filter", "topic"),
+    [
+        ("a/+", "b/x"),
+        ("a/#", "b/x"),
+        ("a/+", "a/b/c"),
+        ("a/+/c", "a/b/d"),
+        ("a/b/c/#", "a/b/d"),
+        ("+/x", "a/y"),
+        ("+/+", "a"),
+        ("+/+", "a/b/c"),
+        ("+/x/#", "a/b/x"),
+        ("a/b/#", "a/c"),
+        ("$SYS/#", "a"),
+    ],
+)
+def test_a_change_costs_no_topic_a_walk_that_it_does_not_match(filter: str, topic: str) -> None:
+    router: Router[str] = Router()
+    router.add("one", grant("#"))
+    first = router.match(topic)
+    for other in ("a/x", "b/x/y", "x"):
+        router.match(other)
+    router.add("two", grant(filter))
+    assert router.match(topic) is first
+    router.remove("two", filter)
+    assert router.match(topic) is first
+
+
 def test_long_topics_are_matched_and_not_remembered() -> None:
     router: Router[str] = Router()
     router.add("one", grant("t/#"))
@@ -257,3 +353,46 @@ def test_a_match_costs_as_much_as_the_topic_is_long() -> None:
         return steps(lambda: router.match("a/" * levels + "b"))
 
     assert work(400) < 2.5 * work(200)
+
+
+@uncompiled
+@pytest.mark.parametrize(
+    "filter", ["a/+", "a/#", "a/b/+/c", "+/x", "+/+/+", "other/7/#", "a/b", "other/+/x", "#", "+/#"]
+)
+def test_a_change_costs_no_more_for_topics_that_are_remembered(filter: str) -> None:
+    def work(size: int) -> int:
+        router: Router[str] = Router()
+        for n in range(size):
+            router.match(f"other/{n}/x/y")
+        router.add("one", grant(filter))  # what it forgets was made by a match
+        router.remove("one", filter)
+        for n in range(10):
+            router.match(f"a/{n}")
+
+        def change() -> None:
+            router.add("one", grant(filter))
+            router.remove("one", filter)
+
+        return steps(change)
+
+    # Following one filter into some branches is what the smaller may have to do, and the larger has given up.
+    assert work(3000) <= work(router_module._FORKS - 1)
+
+
+@uncompiled
+@pytest.mark.parametrize("filter", ["#", "+/t", "+/#"])
+def test_what_a_thousand_sessions_cost_is_what_they_are_given(filter: str) -> None:
+    def work(size: int) -> int:
+        router: Router[int] = Router()
+
+        def come() -> None:
+            for n in range(size):
+                router.add(n, grant(filter))
+                if n % (size // 10) == 0:
+                    router.match("a/t")
+            for n in range(size):
+                router.remove(n, filter)
+
+        return steps(come)
+
+    assert work(1000) < 11 * work(100)

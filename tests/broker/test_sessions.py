@@ -107,8 +107,8 @@ def test_a_session_is_not_for_another_user_to_take_or_to_end(
     who = "user 'bob'" if other else "nobody in particular"
     lines = [line for line in caplog.messages if "session" in line]
     assert lines == [
-        f"connection from {bob.wire.peer} at front: the session of client 'c' is user 'alice''s; this is {who} "
-        "(reason 0x87); connection closed"
+        f"connection of client 'c' from {bob.wire.peer} at front: the session of client 'c' is user 'alice''s; "
+        f"this is {who} (reason 0x87); connection closed"
     ]
     assert node.hub.sessions.all == {"c": session}
     assert session.connection is (None if away else alice.connection)

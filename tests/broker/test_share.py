@@ -20,6 +20,7 @@ from broker.mqtt.packets import (
 )
 from broker.mqtt.properties import Property, first
 from broker.mqtt.reason import Reason
+from broker.session import Session
 from broker.share import Share
 from storage.interface import MEMORY, SHARES, SUBSCRIPTIONS
 from tests.broker.helpers import Client, Node, number
@@ -630,6 +631,36 @@ def test_a_share_is_stored_from_when_a_kept_session_joins_and_for_as_long_as_one
 
 
 # -- bounds
+
+
+def test_who_comes_or_goes_costs_as_much_however_many_members_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = 0
+
+    def count(session: Session) -> bool:
+        nonlocal asked
+        asked += 1
+        return session.expiry != 0
+
+    monkeypatch.setattr(Session, "persistent", property(count))
+
+    def cost(members: int) -> int:
+        """How often a session is asked whether it is kept while two come and go among so many."""
+        node = Node()
+        for n in range(members):
+            node.subscriber(FILTER, 1, f"clean-{n}")
+            node.keeper(FILTER, 1, f"kept-{n}").lose()
+        before = asked
+        node.subscriber(FILTER, 1, "clean").lose()
+        node.keeper(FILTER, 1, "kept").lose()
+        publish(node, b"x")
+        client = node.resume("kept")
+        publish(node, *numbers(3))
+        client.acknowledge()
+        client.lose()
+        node.commit()
+        return asked - before
+
+    assert cost(2) == cost(60)
 
 
 def test_shared_subscriptions_count_among_those_that_a_client_may_have() -> None:

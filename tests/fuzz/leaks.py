@@ -21,10 +21,11 @@ from tests.broker.helpers import Node
 from tests.fuzz.world import Broken, Link, World
 
 _CACHES: Final = (
-    "._cache",  # of the router: dropped when it is full
+    "._cache",  # of the router: dropped when it is full,
+    "._seen",  # and the tree of what is in it
     ".frames.",  # of encoded frames and topics, likewise
     ".topics",  # of those that a listener's clients may publish to
-    "._rules",  # of durability by topic
+    "durability._found",  # by topic
     ".retained",  # retained messages stay
     "._ring",  # the log's, bounded by its bytes
     ".engine",
@@ -75,7 +76,7 @@ def _check_link(link: Link, largest: int) -> None:
     for what, size, most in (
         ("what waits to be sent", connection.pending, 2 * limits.write_buffer + slack),
         ("what the peer does not read", len(link.wire.unread), 4 * limits.write_buffer + slack),
-        ("topic aliases", len(connection._aliases), limits.topic_alias_maximum),
+        ("topic aliases", len(connection.named), limits.topic_alias_maximum),
     ):
         if size > most:
             raise Broken(f"{what} is beyond its bound", f"{link.name}: {size} of {most}")

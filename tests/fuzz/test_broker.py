@@ -143,7 +143,8 @@ def test_more_messages_in_flight_than_a_client_takes_are_found(monkeypatch: pyte
 
 
 def test_a_packet_that_is_too_large_for_its_client_is_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Session, "_fits", lambda self, head, tail, qos: True)
+    for module in ("framing", "session", "window"):
+        monkeypatch.setattr(f"broker.{module}.fits", lambda connection, head, tail, qos: True)
     found("PUBLISH of more bytes than the client takes")
 
 
@@ -152,7 +153,7 @@ def test_an_error_of_a_client_that_ends_others_is_found(monkeypatch: pytest.Monk
 
     def fail(self: Connection, error: ProtocolError) -> None:
         original(self, error)
-        for connection in list(self._hub.clients.connections):
+        for connection in list(self.hub.clients.connections):
             connection.close(Reason.UNSPECIFIED_ERROR)
 
     monkeypatch.setattr(Connection, "fail", fail)

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from broker.mqtt.codec import Decoder
+from broker.mqtt.codec import MAX_PACKET_SIZE, Decoder
 from broker.mqtt.packets import Packet
 from tests.fuzz.decoder import fuzz, inputs
 
@@ -31,8 +31,8 @@ def test_the_fuzzer_notices_a_decoder_that_raises_something_else(monkeypatch: py
 def test_the_fuzzer_notices_a_decoder_that_forgets_what_it_held(monkeypatch: pytest.MonkeyPatch) -> None:
     whole = Decoder.feed
 
-    def feed(self: Decoder, data: bytes) -> list[Packet]:
-        packets = whole(self, data)
+    def feed(self: Decoder, data: bytes, stretch: int = MAX_PACKET_SIZE) -> list[Packet]:
+        packets = whole(self, data, stretch)
         self._held.clear()
         return packets
 

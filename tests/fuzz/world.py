@@ -46,6 +46,7 @@ class Wire:
         self.identity = ""
         self.ear = ear
         self.unread = bytearray()
+        self.unfinished = 0
         self.jammed = False
         self.reading = True
         self.open = True

@@ -15,7 +15,7 @@ from broker.mqtt.reason import Reason
 from broker.mqtt.wire import encode_varint
 from tests.broker.mqtt.cases import BAD, CASES, GOOD, Case
 from tests.broker.mqtt.strategies import KINDS, VERSIONS, cuts, packets, streams
-from tests.fuzz.invariant import outcome, pieces, violation
+from tests.fuzz.invariant import bit_by_bit, outcome, pieces, violation
 
 every_case = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 every_good_case = pytest.mark.parametrize("case", GOOD, ids=lambda case: case.name)
@@ -127,9 +127,24 @@ def test_a_stream_is_the_same_however_it_is_cut(version: int) -> None:
         sent = [connect, *following]
         written = b"".join(encode(packet, version) for packet in sent)
         where = data.draw(cuts(len(written)))
-        assert outcome(0, pieces(written, where)) == (sent, None, version)
+        parts = pieces(written, where)
+        assert outcome(0, parts) == bit_by_bit(0, parts) == (sent, None, version)
 
     is_the_same()
+
+
+def test_a_stretch_ends_with_the_packet_that_begins_in_it() -> None:
+    decoder = Decoder(4)
+    publish = Publish("a", b"x")
+    sent = encode(publish, 4) * 4
+    assert decoder.feed(sent, len(sent) // 2 + 1) == [publish] * 3
+    assert decoder.at_hand == len(sent) // 4
+    decoder.keep(sent[:3])
+    assert decoder.more(1) == [publish]
+    assert decoder.at_hand == 3
+    assert decoder.more() == []
+    assert not decoder.at_hand
+    assert decoder.feed(sent[3:]) == [publish] * 4
 
 
 @settings(deadline=None, max_examples=300)
@@ -243,10 +258,10 @@ def test_a_packet_in_many_pieces_is_looked_at_a_few_times(monkeypatch: pytest.Mo
     looks = 0
     decode = Decoder._decode
 
-    def counted(self: Decoder, data: bytes, found: list[Packet]) -> int:
+    def counted(self: Decoder, data: bytes, at: int, stop: int, found: list[Packet]) -> int:
         nonlocal looks
         looks += 1
-        return decode(self, data, found)
+        return decode(self, data, at, stop, found)
 
     monkeypatch.setattr(Decoder, "_decode", counted)
     packet = Publish("a", bytes(20_000))

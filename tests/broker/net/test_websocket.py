@@ -23,6 +23,7 @@ from broker.listener import Limits, Listener
 from broker.mqtt.codec import encode
 from broker.mqtt.packets import Connack, Connect, Disconnect, Pingreq, Pingresp, Puback, Publish, Will
 from broker.mqtt.reason import Reason
+from broker.net.connection import LayeredConnection
 from broker.net.listener import Endpoint, TCPAddress
 from broker.net.tls import Certificates, TLSFiles
 from broker.net.websocket import SLACK, WebSocketLayer, WebSocketOptions
@@ -339,6 +340,51 @@ async def test_a_client_that_sends_pings_for_ever_and_never_reads_is_bounded(acc
         assert connection.blocked
         assert transport.get_write_buffer_size() < 4 * limits.write_buffer + (256 << 10)
         sending.cancel()
+
+
+@pytest.mark.parametrize("goodbye", [True, False])
+@on_both_loops
+async def test_many_small_frames_are_taken_apart_in_turns_and_count_when_the_socket_has_broken(goodbye: bool) -> None:
+    async with connected(will=Will("will", b"left", 0, False)) as (node, peer):
+        (connection,) = node.hub.clients.connections
+        wire = connection.wire
+        assert isinstance(wire, LayeredConnection)
+        packets = encode(Publish("t", b"x"), 5) * 1000 + encode(Disconnect(), 5) * goodbye
+        frames = b"".join(Frame(Opcode.BINARY, bytes((byte,))).serialize(mask=True) for byte in packets)
+        wire.data_received(frames)
+        assert 0 < node.hub.traffic.received < 500
+        wire.abort()
+        await until(lambda: connection.closed)
+        assert node.hub.traffic.received == 1000
+        await until(wire.ended.done)
+        await until(lambda: node.hub.log.last == node.hub.log.committed)
+        topics = [event.topic for event in node.log.engine.read(0, node.hub.log.last, 10_000, None)[0]]
+        assert topics == ["t"] * 1000 + ["will"] * (not goodbye)
+
+
+@on_both_loops
+async def test_nothing_is_taken_apart_of_what_a_closed_connection_has_sent() -> None:
+    async with connected() as (node, peer):
+        (connection,) = node.hub.clients.connections
+        wire = connection.wire
+        assert isinstance(wire, LayeredConnection)
+        frame = Frame(Opcode.BINARY, encode(Pingreq(), 5)).serialize(mask=True)
+        wire.data_received(frame * 2000)
+        assert wire.ended.done() is False
+        node.hub.clients.close_all()
+        handled = node.hub.traffic.packets_received
+        await until(wire.ended.done)
+        assert node.hub.traffic.packets_received == handled < 2000
+
+
+@on_both_loops
+async def test_a_part_of_a_frame_is_one_of_a_packet_that_is_waited_for() -> None:
+    async with connected() as (node, peer):
+        (connection,) = node.hub.clients.connections
+        await peer.send_raw(Frame(Opcode.BINARY, bytes(100_000)).serialize(mask=True)[:50_000])
+        await until(lambda: connection.wire.unfinished > 40_000)
+        assert not connection.dawdles()
+        assert connection.dawdles()
 
 
 def _stopped(sending: asyncio.Future[None], node: Running) -> bool:
