@@ -79,7 +79,7 @@ class Hub:
         self.queue_qos0 = limits.queue_qos0
         self.frames = FrameCache()
         self.router: Router[Follower] = Router(_denies)
-        self.retained = Retained()
+        self.retained = Retained(limits.max_retained, limits.retained_memory)
         self.traffic = Traffic()
         self._wills = Wills(log, self._originate)
         self.sessions = Sessions(self, self._wills)
@@ -90,6 +90,8 @@ class Hub:
         self.commits = 0
         """Groups that the engine has kept."""
         self.refused_messages = 0
+        self.unretained = 0
+        """Messages that were not retained, for want of room for more of them."""
         self.forbidden = 0
         """Messages to topics that their clients may not publish to."""
         self.forbidden_subscriptions = 0
@@ -161,6 +163,10 @@ class Hub:
             durability = self.durability.of(topic, qos)
             if self.durability.refusing and qos and durability and self.refusals.turn_away(connection, qos, packet_id):
                 return
+        if retain and not self.retained.has_room(topic, len(payload), len(properties)):
+            if self.refusals.no_room_to_retain(connection, topic, qos, packet_id):
+                return
+            retain = False
         event = log.append(self.now, topic, payload, qos, retain, session.client_id, properties, expires, durability)
         if qos == 0:
             self._fan_out_early(event)
@@ -225,6 +231,9 @@ class Hub:
         self, client: str, topic: str, payload: bytes, qos: int, retain: bool, properties: bytes, expires: int
     ) -> None:
         durability = self.durability.of(topic, qos)
+        if retain and not self.retained.has_room(topic, len(payload), len(properties)):
+            self.unretained += 1
+            retain = False
         event = self.log.append(self.now, topic, payload, qos, retain, client, properties, expires, durability)
         if event.early:
             self._fan_out_early(event)

@@ -17,10 +17,10 @@ if TYPE_CHECKING:
 class Limits:
     """The bounds that clients meet, and what of MQTT there is for them.
 
-    Sizes in bytes, times in seconds; 0 keep alive: no cap. A client may set `topic_alias_maximum` aliases, and for what
-    it is sent `max_topic_aliases` are set. In `response_topic_prefix` %c is the client identifier and %u the user name;
-    empty: no response information. With `redirect` nobody is connected, and MQTT 5 clients are told that, and
-    `server_reference`.
+    Sizes in bytes, times in seconds; 0 keep alive: no cap; 0 `max_retained` or `retained_memory`: no bound. A client
+    may set `topic_alias_maximum` aliases, and for what it is sent `max_topic_aliases` are set. In
+    `response_topic_prefix` %c is the client identifier and %u the user name; empty: no response information. With
+    `redirect` nobody is connected, and MQTT 5 clients are told that, and `server_reference`.
     """
 
     max_connections: int = 10_000
@@ -35,6 +35,8 @@ class Limits:
     connect_timeout: int = 10
     write_buffer: int = 512 << 10
     max_sessions: int = 100_000
+    max_retained: int = 0
+    retained_memory: int = 128 << 20
     group_bytes: int = 4 << 20
     queue_qos0: bool = False
     max_qos: int = 2

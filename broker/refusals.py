@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from broker.answers import encode_answer
 from broker.mqtt.packets import Puback, Pubrec
 from broker.mqtt.reason import Reason
+from broker.names import shown
 from broker.promises import EARLIER, Promises
 from storage.interface import MEMORY, Group, StorageError, StorageFailed
 
@@ -62,6 +63,17 @@ class Refusals:
         # What has been handled of it already is stored; nobody could be told otherwise.
         connection.scarce = True
         self._hub.pressure.hold(connection)
+        return False
+
+    def no_room_to_retain(self, connection: Connection, topic: str, qos: int, packet_id: int) -> bool:
+        """What becomes of a message that can't be retained beside the others; whether that settles it."""
+        hub = self._hub
+        hub.unretained += 1
+        why = f"no room for one more retained message, of {shown(topic)}"
+        if qos and connection.version == 5:
+            self.reject(connection, qos, packet_id, Reason.QUOTA_EXCEEDED, why)
+            return True
+        hub.complain(f"{connection.name}: {why}; it is passed on, and not retained")
         return False
 
     def reject(

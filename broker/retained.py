@@ -2,7 +2,7 @@
 
 A walk may take long: who walks stops where there is no more room for messages, and goes on when there is. So a walk
 holds nothing of its own but one place in each level. It sees a level's nodes as they were when it came there; the list
-of them is shared by all walks until a topic comes or goes.
+of them is shared by all walks until a topic comes or goes. Where a walk is put down for a while it keeps no such list.
 
 What the tree takes in memory is counted as it grows, by message and by node: a topic of many levels costs more than its
 bytes. Who wants it bounded asks `has_room` before it stores a message of a client. What shrinks it, or leaves it as
@@ -12,6 +12,7 @@ what was kept once, or comes from the broker itself, stays.
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -28,6 +29,8 @@ _PARENT: Final = 140
 
 @dataclass(slots=True)
 class _Node:
+    number: int
+    """Of those that a node has below it each has a higher one than those before it."""
     children: dict[str, _Node] | None = None
     event: Event | None = None
     below: tuple[_Node, ...] | None = None
@@ -37,12 +40,14 @@ class _Node:
 class Retained:
     """The last retained message of each topic. `max_messages`, `max_memory` (bytes): see `has_room`; 0: no bound."""
 
-    __slots__ = ("_max_memory", "_max_messages", "_root", "count", "memory", "size")
+    __slots__ = ("_max_memory", "_max_messages", "_nodes", "_root", "count", "memory", "size")
 
     def __init__(self, max_messages: int = 0, max_memory: int = 0) -> None:
         self._max_messages = max_messages
         self._max_memory = max_memory
-        self._root = _Node()
+        self._root = _Node(0)
+        self._nodes = 0
+        """How many there ever were."""
         self.count = 0
         self.size = 0
         """Bytes of all payloads together."""
@@ -85,7 +90,8 @@ class Retained:
                 self.memory += _PARENT
             child = node.children.get(level)
             if child is None:
-                node.children[level] = child = _Node()
+                self._nodes += 1
+                node.children[level] = child = _Node(self._nodes)
                 node.below = None
                 self.memory += _NODE + _of_text(level)
             node = child
@@ -100,32 +106,11 @@ class Retained:
         """The retained messages whose topic matches the filter, in no particular order."""
         return (event for event in self.walk(filter) if event is not None)
 
-    def walk(self, filter: str) -> Iterator[Event | None]:
+    def walk(self, filter: str) -> RetainedWalk:
         """What `match` finds, and None for each step that finds nothing. The tree may change between two steps."""
-        levels = filter.split("/")
-        stack: list[tuple[Iterator[_Node], int]] = [(iter((self._root,)), 0)]
-        while stack:
-            nodes, depth = stack[-1]
-            node = next(nodes, None)
-            if node is None:
-                stack.pop()
-                continue
-            if depth == len(levels):
-                yield node.event
-                continue
-            level = levels[depth]
-            if level == "#":
-                stack.append((iter(self._below(node)), depth))
-                yield node.event
-            elif level == "+":
-                stack.append((iter(self._below(node)), depth + 1))
-                yield None
-            elif node.children is not None and level in node.children:
-                stack.append((iter((node.children[level],)), depth + 1))
-            else:
-                yield None
+        return RetainedWalk(self, self._root, filter)
 
-    def _below(self, node: _Node) -> tuple[_Node, ...]:
+    def below(self, node: _Node) -> tuple[_Node, ...]:
         """The children that a wildcard reaches: at the first level not those that begin with $ [MQTT-4.7.2-1]."""
         if node.children is None:
             return ()
@@ -167,6 +152,72 @@ class Retained:
         self.count -= 1
         self.size -= len(event.payload)
         self.memory -= _of_message(event)
+
+
+@dataclass(slots=True)
+class _Level:
+    """Where a walk is in one level of the tree."""
+
+    parent: _Node | None
+    nodes: tuple[_Node, ...] | None
+    """Those to be looked at; None: what is below the parent now, behind `number`."""
+    depth: int
+    at: int = 0
+    number: int = 0
+
+
+class RetainedWalk:
+    """One walk. Put down, it holds nothing but a number for each level that it is in."""
+
+    __slots__ = ("_levels", "_retained", "_stack")
+
+    def __init__(self, retained: Retained, root: _Node, filter: str) -> None:
+        self._retained = retained
+        self._levels = filter.split("/")
+        self._stack = [_Level(None, (root,), 0)]
+
+    def __iter__(self) -> RetainedWalk:
+        return self
+
+    def __next__(self) -> Event | None:
+        """The message that the next step finds, if any."""
+        stack, levels = self._stack, self._levels
+        while stack:
+            here = stack[-1]
+            if here.nodes is None:
+                assert here.parent is not None
+                here.nodes = self._retained.below(here.parent)
+                here.at = bisect_right(here.nodes, here.number, key=_number)
+            if here.at == len(here.nodes):
+                stack.pop()
+                continue
+            node = here.nodes[here.at]
+            here.at += 1
+            here.number = node.number
+            depth = here.depth
+            if depth == len(levels):
+                return node.event
+            level = levels[depth]
+            if level == "#":
+                stack.append(_Level(node, self._retained.below(node), depth))
+                return node.event
+            if level == "+":
+                stack.append(_Level(node, self._retained.below(node), depth + 1))
+            elif node.children is not None and level in node.children:
+                stack.append(_Level(None, (node.children[level],), depth + 1))
+                continue
+            return None
+        raise StopIteration
+
+    def put_down(self) -> None:
+        """Nobody goes on with it for a while, and the tree may become another one meanwhile."""
+        for here in self._stack:
+            if here.parent is not None:
+                here.nodes = None
+
+
+def _number(node: _Node) -> int:
+    return node.number
 
 
 def _of_message(event: Event) -> int:

@@ -9,10 +9,10 @@ subscription. It begins behind the SUBACK, which may have to wait for a commit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 from broker.follower import Follower
+from broker.retained import RetainedWalk
 from broker.router import Delivery
 from storage.interface import Event
 
@@ -21,7 +21,7 @@ from storage.interface import Event
 class Walk:
     """The retained messages that one subscription gets."""
 
-    steps: Iterator[Event | None]
+    steps: RetainedWalk
     delivery: Delivery[Follower]
     committed: int
     """It gives those of up to this seq,"""
@@ -79,3 +79,4 @@ class Walks:
         """The connection that they counted packets of is gone, and no SUBACK comes on the next one."""
         for walk in self._waiting.values():
             walk.after = 0
+            walk.steps.put_down()

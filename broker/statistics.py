@@ -188,6 +188,7 @@ class Statistics:
         yield "berm/dropped/gone", hub.dropped_gone
         yield "berm/dropped/denied", hub.dropped_denied
         yield "berm/refused/messages", hub.refused_messages
+        yield "berm/refused/retained", hub.unretained
         yield "berm/refused/logins", hub.refused_logins
         yield "berm/forbidden/messages", hub.forbidden
         yield "berm/forbidden/subscriptions", hub.forbidden_subscriptions

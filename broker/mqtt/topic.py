@@ -14,6 +14,8 @@ from broker.mqtt.reason import Reason
 
 SHARE: Final = "$share/"
 """How a shared subscription begins, in every version: before MQTT 5, too, a leading $ is for the server to define."""
+REPLAY: Final = "$replay/"
+"""How a subscription begins that asks for what is in the log already."""
 
 
 def validate_name(topic: str) -> None:

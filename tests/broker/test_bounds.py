@@ -11,6 +11,7 @@ from broker.mqtt.packets import (
     Disconnect,
     Packet,
     Pingreq,
+    Puback,
     Publish,
     Pubrel,
     Subscribe,
@@ -204,3 +205,34 @@ def test_a_connect_that_is_larger_than_all_that_it_may_say_is_not_waited_for() -
     client = node.open()
     client.send_bytes(b"\x10\xff\xff\x3f" + encode(Connect("c", 5, True, 0, None, None, None), 5)[2:])
     assert not client.open
+
+
+@pytest.mark.parametrize("limits", [Limits(max_retained=2), Limits(retained_memory=1300)], ids=["number", "memory"])
+def test_one_more_retained_message_is_refused_where_that_can_be_said(limits: Limits) -> None:
+    node = Node(limits)
+    client, old = node.connect(), node.connect("old", 4)
+    for topic in ("a", "b"):
+        client.publish(topic, b"kept", 1, retain=True)
+        node.commit()
+    assert [packet.reason for packet in client.take(Puback)] == [0, 0]
+    subscriber = node.subscriber()
+    assert len(subscriber.take(Publish)) == 2
+    client.publish("c", b"more", 1, retain=True)
+    node.commit()
+    assert [packet.reason for packet in client.take(Puback)] == [Reason.QUOTA_EXCEEDED]
+    assert subscriber.take(Publish) == []
+    old.publish("c", b"more", 1, retain=True)
+    client.publish("d", b"more", 0, retain=True)
+    node.commit()
+    assert len(old.take(Puback)) == 1
+    assert {packet.topic for packet in subscriber.acknowledge()} == {"c", "d"}
+    assert node.hub.retained.count == 2
+    assert node.hub.unretained == 3
+    client.publish("a", b"new!", 1, retain=True)
+    client.publish("b", b"", 1, retain=True)
+    node.commit()
+    client.publish("c", b"more", 1, retain=True)
+    node.commit()
+    assert [packet.reason for packet in client.take(Puback)] == [0, 0, 0]
+    node.crash()
+    assert sorted(event.topic for event in node.hub.retained.match("#")) == ["a", "c"]

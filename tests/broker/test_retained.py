@@ -173,6 +173,44 @@ def test_a_walk_goes_on_while_the_tree_changes() -> None:
     assert len(found(retained, "a/new/#")) == 20
 
 
+@pytest.mark.parametrize("filter", ["#", "+/+", "a/#", "a/+", "a/5"])
+@pytest.mark.parametrize("steps_before", range(12))
+def test_a_walk_that_was_put_down_goes_on_behind_what_it_has_seen(filter: str, steps_before: int) -> None:
+    retained = Retained()
+    for n in range(10):
+        retained.store(event(f"a/{n}"))
+    expected = set(found(retained, filter))
+    walk = retained.walk(filter)
+    seen = [each.topic for _ in range(steps_before) if (each := next(walk, None)) is not None]
+    walk.put_down()
+    gone = {f"a/{n}" for n in (1, 4)} - set(seen)
+    for topic in ("a/1", "a/4"):
+        retained.store(event(topic, b""))
+    retained.store(event("a/new"))
+    retained.store(event("b"))
+    rest = [each.topic for each in walk if each is not None]
+    assert len(seen + rest) == len({*seen, *rest})
+    assert {*seen, *rest} - {"a/new", "b"} == expected - gone
+
+
+def test_walks_that_were_put_down_hold_nothing_of_a_tree_that_has_changed() -> None:
+    retained = Retained()
+    for n in range(1000):
+        retained.store(event(f"{n}"))
+    walks = []
+    tracemalloc.start()
+    try:
+        for n in range(200):
+            walk = retained.walk("+")
+            next(walk)
+            walk.put_down()
+            walks.append(walk)
+            retained.store(event("new", b"" if n % 2 else b"x"))
+        assert tracemalloc.get_traced_memory()[0] < 200_000
+    finally:
+        tracemalloc.stop()
+
+
 @uncompiled
 @pytest.mark.parametrize("filter", ["#", "+/+", "+/missing", "+/+/missing", "1/+", "missing/#", "+/#"])
 def test_no_step_of_a_walk_looks_at_many_topics(filter: str) -> None:

@@ -345,7 +345,7 @@ async def test_a_client_that_sends_pings_for_ever_and_never_reads_is_bounded(acc
 @pytest.mark.parametrize("goodbye", [True, False])
 @on_both_loops
 async def test_many_small_frames_are_taken_apart_in_turns_and_count_when_the_socket_has_broken(goodbye: bool) -> None:
-    async with connected(will=Will("will", b"left", 0, False)) as (node, peer):
+    async with connected(will=Will("will", b"left", 0, False)) as (node, _peer):
         (connection,) = node.hub.clients.connections
         wire = connection.wire
         assert isinstance(wire, LayeredConnection)
@@ -364,7 +364,7 @@ async def test_many_small_frames_are_taken_apart_in_turns_and_count_when_the_soc
 
 @on_both_loops
 async def test_nothing_is_taken_apart_of_what_a_closed_connection_has_sent() -> None:
-    async with connected() as (node, peer):
+    async with connected() as (node, _peer):
         (connection,) = node.hub.clients.connections
         wire = connection.wire
         assert isinstance(wire, LayeredConnection)
