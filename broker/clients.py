@@ -172,6 +172,7 @@ class Clients:
         connection.listener.clients -= 1
         if connection.listener.meter is not None:
             connection.listener.meter.leave(connection.who.username)
+        hub.replays.disconnected(session)
         for filter in session.grants:
             hub.router.remove(session, filter)
         session.detach(hub.now)

@@ -267,7 +267,7 @@ class Connection:
             if self.resting or self.kept_bytes:
                 self._account()
         session = self.session
-        if session is not None and (session.shares or not session.live):
+        if session is not None and session.reads:
             session.pump()
         if self.gone and not self.resting:
             self._lose()

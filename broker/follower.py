@@ -20,6 +20,7 @@ from storage.interface import Accepts, Cursor, Event, Log
 if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.frames import FrameCache
+    from broker.replays import Replays
     from broker.retained import Retained
     from broker.router import Delivery
     from broker.session import Session
@@ -42,6 +43,7 @@ class Host(Protocol):
     dropped_gone: int
     dropped_denied: int
     traffic: Traffic
+    replays: Replays
 
     def changed(self, session: Session) -> None:
         """Write its row within about a second."""

@@ -32,6 +32,7 @@ from broker.names import shown
 from broker.pressure import Pressure
 from broker.promises import ENVELOPE, Promises
 from broker.refusals import Refusals
+from broker.replays import Replays
 from broker.retained import Retained
 from broker.rights import LEVELS, forbids_topic, has_many_levels
 from broker.router import Router
@@ -84,6 +85,7 @@ class Hub:
         self._wills = Wills(log, self._originate)
         self.sessions = Sessions(self, self._wills)
         self.shares = Shares(self)
+        self.replays = Replays(self)
         self.clients = Clients(self, limits, self._wills)
         self.now = log.last_ts
         """The time of what is being handled, µs since the epoch."""
@@ -338,6 +340,7 @@ class Hub:
         """The end of a turn: hand over the open group, and write what has gathered for each connection."""
         self._scheduled = False
         self.pressure.begin_turn()
+        self.replays.begin_turn()
         self.log.flush()
         self._promise_nothing_open()
         touched, self._touched = self._touched, []
@@ -347,7 +350,7 @@ class Hub:
                 continue
             try:
                 session = connection.session
-                if session is not None and (session.shares or not session.live):
+                if session is not None and session.reads:
                     if pumped < _PUMPED:
                         session.pump()
                     else:
@@ -361,7 +364,7 @@ class Hub:
                     connection.wire.write(data)
                     if connection.blocked:
                         self.written_unread(connection, len(data))
-                    elif len(data) >= connection.limit:  # it was full, and has room again
+                    elif 2 * len(data) >= connection.limit:  # it was full, or full for a replay, and has room again
                         self.touch(connection)
             except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
                 self.crash(connection)
@@ -450,6 +453,7 @@ class Hub:
         self.pressure.release()
         self._wills.tick(now)
         self.sessions.expire(now)
+        self.replays.tick(now)
         if now < self._next_second:
             return
         self._next_second = now + SECOND

@@ -18,9 +18,10 @@ class Limits:
     """The bounds that clients meet, and what of MQTT there is for them.
 
     Sizes in bytes, times in seconds; 0 keep alive: no cap; 0 `max_retained` or `retained_memory`: no bound. A client
-    may set `topic_alias_maximum` aliases, and for what it is sent `max_topic_aliases` are set. In
-    `response_topic_prefix` %c is the client identifier and %u the user name; empty: no response information. With
-    `redirect` nobody is connected, and MQTT 5 clients are told that, and `server_reference`.
+    may set `topic_alias_maximum` aliases, and for what it is sent `max_topic_aliases` are set. A `turn` of the loop
+    handles so many packets (see pressure.py). In `response_topic_prefix` %c is the client identifier and %u the user
+    name; empty: no response information. With `redirect` nobody is connected, and MQTT 5 clients are told that, and
+    `server_reference`.
     """
 
     max_connections: int = 10_000
@@ -38,12 +39,15 @@ class Limits:
     max_retained: int = 0
     retained_memory: int = 128 << 20
     group_bytes: int = 4 << 20
+    turn: int = 4000
     queue_qos0: bool = False
     max_qos: int = 2
     retain_available: bool = True
     wildcard_subscription_available: bool = True
     subscription_identifier_available: bool = True
     shared_subscription_available: bool = True
+    replay: bool = True
+    max_replays: int = 16
     check_payload_format: bool = False
     reason_strings: bool = True
     response_topic_prefix: str = ""

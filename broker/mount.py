@@ -3,7 +3,8 @@
 The prefix is put before topics and filters where packets are decoded, and taken off where PUBLISH packets for these
 clients are encoded. Everything between knows full topics only: the log, rules, processors, bridges, stored sessions.
 
-- In a shared subscription the prefix goes before the filter, behind the share's name.
+- In a shared subscription the prefix goes before the filter, behind the share's name; in a replay likewise, behind
+  the words that say where it begins.
 - A response topic is a topic: it is translated as well, in both directions.
 - Topics that begin with `$` are the server's, and there is one server: a client that publishes to one of them is
   refused, whatever follows the `$`. A filter is always below the prefix, so that `$SYS/#` matches nothing.
@@ -20,7 +21,8 @@ from broker.mqtt.errors import ProtocolError
 from broker.mqtt.packets import Connect, Packet, Publish, Subscribe, Unsubscribe
 from broker.mqtt.properties import Properties, Property, decode_properties, encode_properties
 from broker.mqtt.reason import Reason
-from broker.mqtt.topic import SHARE, parse_share
+from broker.mqtt.topic import REPLAY, SHARE, parse_share
+from broker.replay_request import is_replay
 
 LONGEST: Final = 65535
 """Bytes of a topic at most."""
@@ -77,6 +79,9 @@ class MountedDecoder(Decoder):
 
     def _full_filter(self, filter: str) -> str:
         share = parse_share(filter)
+        if is_replay(filter):
+            words, slash, inner = filter[len(REPLAY) :].partition("/")
+            return f"{REPLAY}{words}/{self._mount}{inner}" if slash and inner else filter
         if share is None:
             return self._mount + filter
         return f"{SHARE}{share[0]}/{self._mount}{share[1]}"

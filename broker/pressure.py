@@ -23,12 +23,6 @@ if TYPE_CHECKING:
     from broker.connection import Connection
     from broker.hub import Hub
 
-_TURN: Final = 4000
-"""What one turn may cost: a packet counts 1, a topic filter in one as `FILTER`."""
-_MOST: Final = 2000
-"""What one connection may take of it at a time."""
-_LEAST: Final = 250
-"""What each may take even where others have taken all."""
 _KEPT: Final = 32 << 20
 """Bytes that are kept of what all have sent."""
 _MANY: Final = 20
@@ -39,7 +33,20 @@ FILTER: Final = 100
 class Pressure:
     """The connections that are held, and what is left of the turn."""
 
-    __slots__ = ("_aside", "_held", "_hub", "_late", "_most_late", "_number", "crowded", "kept", "left")
+    __slots__ = (
+        "_aside",
+        "_held",
+        "_hub",
+        "_late",
+        "_least",
+        "_most",
+        "_most_late",
+        "_number",
+        "_turn",
+        "crowded",
+        "kept",
+        "left",
+    )
 
     def __init__(self, hub: Hub) -> None:
         self._hub = hub
@@ -56,7 +63,13 @@ class Pressure:
         """Whether sessions that are getting on need events that the log's memory would soon drop."""
         self.kept = 0
         """Bytes that have come and that nobody has looked at."""
-        self.left = _TURN
+        self._turn = hub.limits.turn
+        """What one turn may cost: a packet counts 1, a topic filter in one as `FILTER`."""
+        self._most = self._turn // 2
+        """What one connection may take of it at a time."""
+        self._least = self._turn // 16
+        """What each may take even where others have taken all."""
+        self.left = self._turn
 
     @property
     def count(self) -> int:
@@ -66,12 +79,12 @@ class Pressure:
     def allowance(self) -> int:
         """What a connection may take of the turn now."""
         if self.kept > _KEPT:
-            return 10 * _TURN
-        return max(_LEAST, min(_MOST, self.left))
+            return 10 * self._turn
+        return max(self._least, min(self._most, self.left))
 
     def begin_turn(self) -> None:
         """Everybody may take something again."""
-        self.left = _TURN
+        self.left = self._turn
 
     def hold(self, connection: Connection) -> None:
         """Read no more from this connection until the log, and its client, have caught up."""

@@ -12,6 +12,8 @@ begin, then, each behind a semicolon, how fast, and where to end:
     speed=X                  X times as fast as it happened; without it as fast as the client takes it
     until=T                  only what came before this time; `now`: only what is there already
     to=N                     only up to this sequence number
+
+With MQTT 5 the words may stand in a user property of the SUBSCRIBE instead, and the filters be plain ones.
 """
 
 from __future__ import annotations
@@ -23,6 +25,8 @@ from typing import Final
 
 from broker.mqtt.topic import REPLAY, SHARE
 
+REPLAY_PROPERTY: Final = "replay"
+"""The user property of a SUBSCRIBE whose value is such words for plain filters."""
 MOST_LAST: Final = 10_000
 """Messages of each topic at most that `last` gives."""
 _LONGEST: Final = 200

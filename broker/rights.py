@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 from broker.acl import Who
 from broker.listener import Listener
 from broker.mqtt.reason import Reason
-from broker.mqtt.topic import SHARE, matches
+from broker.mqtt.topic import REPLAY, SHARE, matches
 from broker.names import shown
 from broker.offer import reason_in_words, unavailable
 
@@ -23,6 +23,8 @@ LEVELS: Final = 200
 so that 65 kB on the wire would take 19 MB."""
 _LONG: Final = 256
 """Characters of a topic that is not worth remembering."""
+_SERVERS: Final = ("$SYS", REPLAY[:-1])
+"""First levels of topics that are the server's."""
 _BRIDGE_STATE: Final = "$SYS/broker/connection/+/state"
 """Where a bridge of Mosquitto says whether it is up."""
 
@@ -77,7 +79,7 @@ def has_many_levels(topic: str) -> bool:
 
 
 def _is_for_clients(topic: str, listener: Listener) -> bool:
-    """Whether clients may publish to it: $SYS is the server's, and $share is no topic (as Mosquitto has it)."""
+    """Whether clients may publish to it: not what is the server's, and $share is no topic (as Mosquitto has it)."""
     if topic.startswith(SHARE) or (listener.mount_point and topic[0] == "$"):
         return False
-    return topic.partition("/")[0] != "$SYS" or matches(_BRIDGE_STATE, topic)
+    return topic.partition("/")[0] not in _SERVERS or matches(_BRIDGE_STATE, topic)

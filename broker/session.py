@@ -24,6 +24,7 @@ from storage.interface import SESSIONS, SUBSCRIPTIONS, Accepts, Event, Group
 
 if TYPE_CHECKING:
     from broker.connection import Connection
+    from broker.replay import Replay
     from broker.share import Share
 
 _MATCHES_KEPT = 1024
@@ -48,6 +49,7 @@ class Session(Window):
         "ended",
         "grants",
         "received",
+        "replays",
         "shares",
         "stored",
         "username",
@@ -66,6 +68,8 @@ class Session(Window):
         self.grants: dict[str, Grant] = {}
         self.shares: dict[str, Share] = {}
         """Its shared subscriptions, by filter."""
+        self.replays: dict[str, Replay] = {}
+        """What is being replayed to its client, by filter."""
         self.received: set[int] = set()
         """Inbound QoS 2 packet identifiers, from PUBLISH until PUBREL."""
         self.dup_upto = 0
@@ -208,6 +212,8 @@ class Session(Window):
         self._matches.clear()
         for share in self.shares.values():
             share.forget()
+        for replay in self.replays.values():
+            replay.forget()
 
     def _match(self, topic: str) -> Delivery[Follower] | None:
         found = self._matches.get(topic)
@@ -261,6 +267,21 @@ class Session(Window):
             self._send_numbered(event.seq, qos, head, tail, share)
         return True
 
+    def send_replayed(self, seq: int, head: bytes, tail: bytes) -> None:
+        """A message of a replay at QoS 1, whose frame is made."""
+        self._send_numbered(seq, 1, head, tail)
+
+    def catch_early(self, grant: Grant) -> None:
+        """Give it what has gone out before it commits, and before there was this subscription. It has to be live."""
+        for event in self._host.log.uncommitted():
+            if not self.live:
+                return
+            if event.early and matches(grant.filter, event.topic):
+                others = [g for g in self.grants.values() if g is not grant and matches(g.filter, event.topic)]
+                delivery = self._match(event.topic)
+                if delivery is not None and not others:
+                    self.give(event, delivery)
+
     def tell(self, event: Event, delivery: Delivery[Follower]) -> bool:
         if not self.has_room(0):
             return False
@@ -287,13 +308,27 @@ class Session(Window):
 
     # -- messages that it reads
 
+    def go_on(self) -> None:
+        """Have it, and what reads the log for it, go on in the next turn."""
+        self._hungry()
+
+    @property
+    def reads(self) -> bool:
+        """Whether it, or something for it, may have something to read from the log."""
+        return not self.live or bool(self.shares or self.replays)
+
     def pump(self) -> None:
-        """Go on reading the log while there is room; become live where it ends. So, too, its shared subscriptions."""
+        """Go on reading the log while there is room; become live where it ends.
+
+        So, too, its shared subscriptions and its replays.
+        """
         if not self.live:
             self._pump()
         for share in self.shares.values():
             if not share.live:
                 share.pump()
+        if self.replays and self.connection is not None:
+            self._host.replays.pump(self)
 
     def _pump(self) -> None:
         if self._compiled is None and self._cursor is not None:

@@ -136,6 +136,9 @@ class Sessions:
         else:
             session.subscribe(grant)
             self._hub.router.add(session, grant)
+        self._keep(session, grant)
+
+    def _keep(self, session: Session, grant: Grant) -> None:
         if session.persistent:
             options = grant.qos | grant.no_local << 2 | grant.retain_as_published << 3
             session.stored = True
@@ -144,17 +147,30 @@ class Sessions:
             )
             self._hub.checkpoint(session)
 
+    def expect(self, session: Session, grant: Grant) -> None:
+        """A session is to have a subscription once a replay hands over; after a crash it has it at once."""
+        self._keep(session, grant)
+
+    def expect_no_more(self, session: Session, filter: str) -> None:
+        """It is not: the replay has been ended."""
+        self._forget(session, filter)
+
     def unsubscribe(self, session: Session, filter: str) -> bool:
         """Take a subscription away; whether there was one."""
+        if self._hub.replays.stop(session, filter):
+            return True
         if session.unsubscribe(filter):
             self._hub.router.remove(session, filter)
         elif not self._hub.shares.quit(session, filter):
             return False
         self._count((filter,), -1)
+        self._forget(session, filter)
+        return True
+
+    def _forget(self, session: Session, filter: str) -> None:
         if session.persistent:
             self._hub.log.open.delete(SUBSCRIPTIONS, (session.client_id, filter))
             self._hub.checkpoint(session)
-        return True
 
     def _count(self, filters: Iterable[str], by: int) -> None:
         for filter in filters:

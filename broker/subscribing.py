@@ -8,8 +8,10 @@ from broker.answers import encode_answer
 from broker.mqtt.packets import Suback, Subscribe, Subscription, Unsuback, Unsubscribe
 from broker.mqtt.properties import Property, number
 from broker.mqtt.reason import Reason
+from broker.mqtt.topic import parse_share
 from broker.names import shown
 from broker.offer import check_subscribe
+from broker.replay_request import REPLAY_PROPERTY, is_replay
 from broker.rights import forbids_filter
 from broker.router import Grant
 
@@ -35,20 +37,32 @@ def on_subscribe(connection: Connection, packet: Subscribe) -> None:
     _check_answer(connection, Suback(packet.packet_id, (0,) * len(packet.subscriptions)))
     connection.spend_filters(len(packet.subscriptions))
     identifier = number(packet.properties, Property.SUBSCRIPTION_IDENTIFIER, 0)
+    words = _replay_words(packet)
     reasons: list[int] = []
     whys: list[str] = []
     for asked in packet.subscriptions:
-        reason, why = _subscribe(connection, session, asked, identifier)
+        reason, why = _subscribe(connection, session, asked, identifier, words)
         reasons.append(reason)
         if why:
             whys.append(why)
+        if reason >= Reason.UNSPECIFIED_ERROR:
             connection.hub.complain(f"{connection.name}: {why} (reason 0x{reason:02x})")
     # [MQTT-3.8.4-1] [MQTT-3.8.4-2] [MQTT-3.8.4-6]
     session.answer(encode_answer(connection, Suback(packet.packet_id, tuple(reasons)), "; ".join(whys[:_WHYS])))
 
 
-def _subscribe(connection: Connection, session: Session, asked: Subscription, identifier: int) -> tuple[int, str]:
-    """Grant a subscription, or don't: the reason code, and why not."""
+def _replay_words(packet: Subscribe) -> str | None:
+    """What a client says by a user property of its SUBSCRIBE of how plain filters are to be replayed first."""
+    for key, value in packet.properties:
+        if key == Property.USER_PROPERTY and isinstance(value, tuple) and value[0] == REPLAY_PROPERTY:
+            return value[1]
+    return None
+
+
+def _subscribe(
+    connection: Connection, session: Session, asked: Subscription, identifier: int, words: str | None
+) -> tuple[int, str]:
+    """Grant a subscription, or don't: the reason code, and why not, or what else is to be said."""
     hub, limits = connection.hub, connection.limits
     replaced = session.granted(asked.filter)
     if (refusal := forbids_filter(connection, asked.filter)) is not None:
@@ -59,6 +73,11 @@ def _subscribe(connection: Connection, session: Session, asked: Subscription, id
     qos = min(asked.qos, limits.max_qos)  # [MQTT-3.2.2-10]
     since = hub.log.committed if replaced is None else replaced.since  # [MQTT-3.8.4-4]
     grant = Grant(asked.filter, qos, asked.no_local, asked.retain_as_published, identifier, since)
+    if words is not None or is_replay(asked.filter):
+        return hub.replays.begin(connection, session, grant, words)
+    if _shares_replay(connection, asked.filter):
+        return Reason.TOPIC_FILTER_INVALID, f"can't subscribe to {shown(asked.filter)}: replays are not shared"
+    hub.replays.stop(session, asked.filter)
     hub.sessions.subscribe(session, grant)  # [MQTT-3.8.4-3]
     # [MQTT-3.3.1-9] [MQTT-3.3.1-10] [MQTT-3.3.1-11]
     wanted = asked.retain_handling == 0 or (asked.retain_handling == 1 and replaced is None)
@@ -66,6 +85,12 @@ def _subscribe(connection: Connection, session: Session, asked: Subscription, id
     if wanted and limits.retain_available and asked.filter not in session.shares:
         session.want_retained(grant, connection.promised + 1 if session.expiry else 0)  # behind the SUBACK
     return qos, ""
+
+
+def _shares_replay(connection: Connection, filter: str) -> bool:
+    """Whether this is a shared subscription to a replay."""
+    share = parse_share(filter)
+    return share is not None and is_replay(share[1].removeprefix(connection.listener.mount_point))
 
 
 def _objection(session: Session, filter: str, most: int) -> str:

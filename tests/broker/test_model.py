@@ -46,7 +46,7 @@ from tests.broker.helpers import FOREVER, Client, Node
 
 EXAMPLES = int(os.environ.get("BERM_MODEL_EXAMPLES", "500"))
 STEPS = 60
-LIMITS = Limits(write_buffer=300, receive_maximum=8, max_inflight=5, group_bytes=4000)
+LIMITS = Limits(write_buffer=300, receive_maximum=8, max_inflight=5, group_bytes=4000, turn=4)
 RULES = {"fsync": None, "os": OS, "memory": MEMORY}
 TOPICS = tuple(RULES)
 RARELY = st.sampled_from([False, False, False, True])

@@ -28,7 +28,7 @@ from broker.mqtt.properties import Property
 from tests.broker.helpers import FOREVER, Client, Node
 
 EXAMPLES = int(os.environ.get("BERM_MODEL_EXAMPLES", "300"))
-LIMITS = Limits(write_buffer=300, group_bytes=4000)
+LIMITS = Limits(write_buffer=300, group_bytes=4000, turn=4)
 FILTER = "$share/g/+"
 WINDOWS = {"kept": 3, "other": 2, "clean": 2}
 

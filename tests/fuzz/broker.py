@@ -150,6 +150,7 @@ class Player:
         if world.node.log.failure is not None:
             check_gone(node)
         world.empty()
+        world.ration("plenty")
         for link in list(world.links.values()):
             link.unjam()
         self._watch()
@@ -194,6 +195,9 @@ _NODE: Final[dict[str, Callable[[Player], None]]] = {
     "commits-one": lambda player: player.world.node.commit_one(),
     "full": lambda player: player.world.fill(),
     "room": lambda player: player.world.empty(),
+    "plenty": lambda player: player.world.ration("plenty"),
+    "low": lambda player: player.world.ration("low"),
+    "scarce": lambda player: player.world.ration("scarce"),
     "admits": lambda player: player.world.doors.doorman.answer(),
     "rules": lambda player: player.world.change_rules(),
     "expels": lambda player: player.world.expel(),

@@ -2,7 +2,7 @@
 
 They must not notice the others. Their connections last; what was acknowledged arrives, in order, at QoS 2 once, and at
 QoS 1 once unless somebody had to send it again. Only what the broker announces may happen to them: a refusal, or the
-end of a connection, while nothing can be stored.
+end of a connection, while nothing can be stored; a refusal, while the disk has no room for what publishers send.
 """
 
 from __future__ import annotations
@@ -147,7 +147,7 @@ class Pair:
         if sent is None or (sent.qos == 1) != (packet.kind == "PUBACK"):
             raise Broken(f"a bystander is sent a {packet.kind} for nothing")
         done_before = packet.kind == "PUBCOMP" and reason == 0x92 and self._resumed
-        if reason and not done_before and not self._world.faulty:
+        if reason and not done_before and not (self._world.faulty or self._world.refusing):
             raise Broken(f"a bystander is refused: {packet.kind} 0x{reason:02x}")
         if reason >= 0x80 and not done_before:
             self._refused.add((sent.qos, sent.number))
@@ -194,7 +194,8 @@ class Pair:
         if number in got:
             if qos == 2 or not (self._resumed or (qos, number) in self._again):
                 raise Broken(f"a bystander gets a message at QoS {qos} twice", f"number {number}")
-        elif got and number < max(got):
+        elif got and number < max(got) and not (self._world.refusing and (qos, number) in self._again):
+            # One that was refused may be sent again by a publisher that was not told so, and be taken on then.
             raise Broken(f"a bystander gets messages at QoS {qos} out of order", f"{number} after {got[-3:]}")
         got.append(number)
 

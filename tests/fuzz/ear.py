@@ -78,6 +78,8 @@ class Ear:
         self._ahead: Counter[int] = Counter()
         """PUBACKs for messages of an earlier connection that the client has not heard again yet: the broker may read
         them after it has written the message, and before the client hears it."""
+        self._completed: Counter[int] = Counter()
+        """PUBCOMPs for PUBRELs of which the same holds."""
         self._asked: dict[int, deque[int]] = {}
         """How many codes the next SUBACKs and UNSUBACKs of an identifier have."""
 
@@ -112,6 +114,8 @@ class Ear:
             case Pubcomp():
                 if self._inflight.get(packet.packet_id) == RELEASED:
                     del self._inflight[packet.packet_id]
+                elif self._may_resume or not self.accepted:
+                    self._completed[packet.packet_id] += 1
             case Pubrel():
                 self._unreleased.discard(packet.packet_id)
                 self._due["PUBCOMP", packet.packet_id] += 1
@@ -284,7 +288,9 @@ class Ear:
         else:
             if id in self._released:
                 raise Wrong("PUBRELs in another order than the PUBRECs that they are for")
-            if not fields.get("reason"):
+            if self._completed[id]:
+                self._completed[id] -= 1
+            elif not fields.get("reason"):
                 self._inflight[id] = RELEASED
 
     def _answered(self, packet: Heard, fields: dict[str, Value]) -> None:

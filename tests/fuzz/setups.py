@@ -60,6 +60,7 @@ _TIGHT: Final = Limits(
     connect_timeout=10,
     write_buffer=700,
     group_bytes=6000,
+    turn=8,
 )
 SETUPS: Final = (
     Setup(_TIGHT, 3000),

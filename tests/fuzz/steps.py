@@ -11,6 +11,7 @@
 | `clock 1.5` | so many seconds pass |
 | `node commits`, `node commits-one` | all groups, or the one that is on its way, reach the engine |
 | `node full`, `node room` | the disk is full; it is not any more |
+| `node low`, `node scarce`, `node plenty` | the disk has no room for QoS 0; for no publisher's messages; for all |
 | `node admits` | those that wait for their passwords to be checked get their answers |
 | `node rules` | other rules hold for those who are asked who they are |
 | `node expels` | the user `me` is none any more |
@@ -31,10 +32,12 @@ from tests.conformance.packets import KINDS, Unreadable, take
 SENDS: Final = ">"
 SENDS_EARLY: Final = ">>"
 CLIENT_VERBS: Final = frozenset((SENDS, SENDS_EARLY, "drops", "jams", "reads", "answers"))
+ROOM: Final = ("plenty", "low", "scarce")
+"""How much room the disk has, as a node is told by its guard."""
 _REPEATED: Final = 4
 """Steps at most that are looked at as what comes again and again."""
 NODE_VERBS: Final = frozenset(
-    ("commits", "commits-one", "full", "room", "admits", "rules", "expels", "dies", "restarts")
+    ("commits", "commits-one", "full", "room", *ROOM, "admits", "rules", "expels", "dies", "restarts")
 )
 
 

@@ -7,12 +7,13 @@ from collections.abc import Sequence as Many
 import pytest
 
 from broker.connection import Connection
+from broker.durability import Durability
 from broker.hub import Hub
 from broker.mqtt.errors import ProtocolError
 from broker.mqtt.reason import Reason
 from broker.router import Router
 from broker.session import Session
-from storage.interface import Event, Group, Row, Table
+from storage.interface import MEMORY, Event, Group, Row, Table
 from storage.memory import MemoryEngine
 from tests.broker.helpers import Engine
 from tests.fuzz.broker import Failure, failure_of, numbered, play, shortened
@@ -116,6 +117,18 @@ def test_an_acknowledgement_for_what_is_not_in_the_log_is_found(monkeypatch: pyt
         MemoryEngine.commit(self, events[1:], state, sync)
 
     monkeypatch.setattr(Engine, "commit", commit)
+    found("for a message that is not in the log", "a message is seen at QoS N or N that a crash can take back")
+
+
+def test_a_message_that_is_not_stored_for_want_of_room_and_acknowledged_all_the_same_is_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    original = Durability.of
+
+    def of(self: Durability, topic: str, qos: int) -> int:
+        return MEMORY if self.sparing else original(self, topic, qos)
+
+    monkeypatch.setattr(Durability, "of", of)
     found("for a message that is not in the log", "a message is seen at QoS N or N that a crash can take back")
 
 

@@ -166,6 +166,9 @@ class World:
         """Bytes that each client has had read at once at most."""
         self.faulty = False
         """The disk was full at some time."""
+        self.refusing = False
+        """At some time it had no room for what publishers send."""
+        self._room = "plenty"
         self._kept: set[tuple[str, bytes]] = set()
         self._seen = 0
 
@@ -203,6 +206,12 @@ class World:
         """There is room again."""
         self.node.engine.fault = None
 
+    def ration(self, room: str) -> None:
+        """The disk has so much room; see `steps.ROOM`."""
+        self._room = room
+        self.refusing |= room == "scarce"
+        self.node.hub.ration(qos0=room != "plenty", all_qos=room == "scarce")
+
     def change_rules(self) -> None:
         """Other rules hold for those who are asked who they are."""
         self.doors.other_rules()
@@ -218,6 +227,7 @@ class World:
             self.node.crash()
         else:
             self.node.restart()
+        self.ration(self._room)
         self.links.clear()
         self.doors = Doors(self.setup, self.node.now)
 
