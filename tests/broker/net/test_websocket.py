@@ -363,6 +363,24 @@ async def test_many_small_frames_are_taken_apart_in_turns_and_count_when_the_soc
 
 
 @on_both_loops
+async def test_no_frame_is_taken_apart_of_a_client_that_is_not_read_from() -> None:
+    async with connected() as (node, _peer):
+        (connection,) = node.hub.clients.connections
+        wire = connection.wire
+        assert isinstance(wire, LayeredConnection)
+        before = node.hub.traffic.packets_received
+        wire.data_received(Frame(Opcode.BINARY, encode(Pingreq(), 5)).serialize(mask=True) * 2000)
+        wire.pause_reading()
+        handled = node.hub.traffic.packets_received - before
+        assert 0 < handled < 2000
+        for _ in range(20):
+            await asyncio.sleep(0)
+        assert node.hub.traffic.packets_received - before == handled
+        wire.resume_reading()
+        await until(lambda: node.hub.traffic.packets_received - before == 2000)
+
+
+@on_both_loops
 async def test_nothing_is_taken_apart_of_what_a_closed_connection_has_sent() -> None:
     async with connected() as (node, _peer):
         (connection,) = node.hub.clients.connections
