@@ -125,7 +125,7 @@ class Policy:
         if "+" not in plain and "#" not in plain:
             return self._decide(SUBSCRIBE, who, plain)
         levels, client = plain.split("/"), self._client(who)
-        denied = min((client.first(node.denied) for node in meeting(self._subscribe, levels, client)), default=NEVER)
+        denied = min((client.first(rules) for rules in meeting(self._subscribe, levels, client)), default=NEVER)
         allowed = min((client.first(node.allowed) for node in covering(self._subscribe, levels, client)), default=NEVER)
         return self.default if denied == allowed else allowed < denied
 

@@ -481,8 +481,11 @@ class Hub:
         """Take up what an earlier run left: sessions, subscriptions, retained messages, wills. Blocks."""
         self.now = now
         self.sessions.restore(now)
+        clients: dict[str, str] = {}  # each row has a copy of its own
         for row in self.log.rows(RETAINED):
-            self.retained.store(_retained_event(row))
+            event = _retained_event(row)
+            event.client = clients.setdefault(event.client, event.client)
+            self.retained.store(event)
         self._wills.restore(now, self.sessions.all)
 
 

@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Final
 
-from broker.rule_tree import NEVER, Client, Node, Template
+from broker.rule_tree import NEVER, Client, Node, Template, firsts
 
 _PLACES: Final = 30_000
 """Places at most, in all states together, that are remembered, and"""
@@ -30,9 +30,9 @@ class _State:
     def __init__(self, places: tuple[Node, ...], wild: bool = True) -> None:
         self.places = places
         self.wild = wild
-        self.exact = _firsts(places)
+        self.exact = _ending(places)
         """The rules whose filters end here."""
-        self.deep = _firsts(place.children["#"] for place in places if "#" in place.children) if wild else {}
+        self.deep = _ending(place.children["#"] for place in places if "#" in place.children) if wild else {}
         """Those whose filters go on with a #: they match here, and whatever follows."""
         self.templates = frozenset(each for place in places for each in place.templates)
         self.names = frozenset(each for place in places for each in place.children) - {"+", "#"}
@@ -49,14 +49,12 @@ class _State:
         """The rules that deny a topic that goes on, to clients by whose names templates can't be filled in."""
         found = self._barred.get(misfits)
         if found is None:
-            below = (
-                Node(denied=node.denied)
+            self._barred[misfits] = found = firsts(
+                child.denied_below
                 for place in self.places
                 for template, child in place.templates.items()
                 if template.unusable(misfits)
-                for node in child.below()
             )
-            self._barred[misfits] = found = _firsts(below)
         return found
 
     def reach(self, name: str | None, matched: frozenset[Template]) -> tuple[Node, ...]:
@@ -141,11 +139,6 @@ class Matcher:
         self._begin_dollar = _State((self._root,), wild=False)
 
 
-def _firsts(nodes: Iterable[Node]) -> dict[str, int]:
+def _ending(nodes: Iterable[Node]) -> dict[str, int]:
     """The first for each whom of the rules that end at these nodes."""
-    firsts: dict[str, int] = {}
-    for node in nodes:
-        for rules in (node.allowed, node.denied):
-            for whom, place in rules.items():
-                firsts[whom] = min(place, firsts.get(whom, NEVER))
-    return firsts
+    return firsts(rules for node in nodes for rules in (node.allowed, node.denied))

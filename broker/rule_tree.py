@@ -43,9 +43,16 @@ class Node:
     allowed: dict[str, int] = field(default_factory=dict)
     """The rules that end here."""
     denied: dict[str, int] = field(default_factory=dict)
+    _denied_below: dict[str, int] | None = None
 
-    def below(self) -> Iterator[Node]:
-        """The node, and all under it."""
+    @property
+    def denied_below(self) -> dict[str, int]:
+        """The first rules that deny, here and anywhere below. To be asked for once the tree is complete."""
+        if self._denied_below is None:
+            self._denied_below = firsts(node.denied for node in self._below())
+        return self._denied_below
+
+    def _below(self) -> Iterator[Node]:
         waiting = [self]
         while waiting:
             node = waiting.pop()
@@ -74,8 +81,19 @@ class Client:
 
     def first(self, rules: Mapping[str, int]) -> int:
         """The place of the first of these rules that concerns the client."""
+        if not rules:
+            return NEVER
         user, client = self._keys
         return min(rules.get(EVERYONE, NEVER), rules.get(user, NEVER), rules.get(client, NEVER))
+
+
+def firsts(found: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """The first for each whom of all these rules."""
+    first: dict[str, int] = {}
+    for rules in found:
+        for whom, place in rules.items():
+            first[whom] = min(place, first.get(whom, NEVER))
+    return first
 
 
 def _is_no_level(value: str) -> bool:
@@ -121,8 +139,8 @@ def covering(root: Node, levels: Sequence[str], client: Client) -> Iterator[Node
                 yield place.children["#"]
 
 
-def meeting(root: Node, levels: Sequence[str], client: Client) -> Iterator[Node]:
-    """Where filters end that have a topic in common with this filter."""
+def meeting(root: Node, levels: Sequence[str], client: Client) -> Iterator[dict[str, int]]:
+    """The rules that deny whose filters have a topic in common with this filter."""
     places = [root]
     for depth, level in enumerate(levels):
         if level == "#":
@@ -134,7 +152,7 @@ def meeting(root: Node, levels: Sequence[str], client: Client) -> Iterator[Node]
         for place in places:
             children = place.children
             if wild and "#" in children:
-                yield children["#"]
+                yield children["#"].denied
             if level == "+":
                 following += [child for each, child in children.items() if each != "#" and (depth or each[:1] != "$")]
                 following += [child for template, child in place.templates.items() if depth or template.text[0] != "$"]
@@ -146,12 +164,12 @@ def meeting(root: Node, levels: Sequence[str], client: Client) -> Iterator[Node]
                 following += _filled(place, level, client, wild)
             for template, child in place.templates.items() if client.misfits else ():
                 if template.unusable(client.misfits):
-                    yield from child.below()
+                    yield child.denied_below
         places = following
     for place in places:
-        yield place
+        yield place.denied
         if "#" in place.children:
-            yield place.children["#"]
+            yield place.children["#"].denied
 
 
 def _filled(place: Node, level: str, client: Client, wild: bool) -> list[Node]:
@@ -160,14 +178,14 @@ def _filled(place: Node, level: str, client: Client, wild: bool) -> list[Node]:
     return [place.templates[each] for each in found if each in place.templates and (wild or not each.leads)]
 
 
-def _reached(place: Node, depth: int) -> Iterator[Node]:
-    """Everything that a # at this depth can match."""
+def _reached(place: Node, depth: int) -> Iterator[dict[str, int]]:
+    """The rules that deny anything that a # at this depth can match."""
     if depth:
-        yield from place.below()
+        yield place.denied_below
         return
     for level, child in place.children.items():
         if level[:1] != "$":
-            yield from child.below()
+            yield child.denied_below
     for template, child in place.templates.items():
         if template.text[0] != "$":
-            yield from child.below()
+            yield child.denied_below
