@@ -9,31 +9,17 @@
  * 4. A connection that ends unasked is counted. A client stays away then; a nuisance is back at once.
  * 5. What prevents a command is a line on standard error and exit code 1; wrong options are exit code 2.
  *
- * Times are in nanoseconds of CLOCK_MONOTONIC, sizes in bytes.
+ * Sizes are in bytes.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
-#include <fcntl.h>
+#define PROGRAM "crowd"
+#include "wire.h"
 #include <getopt.h>
-#include <netinet/tcp.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
 
-enum { CONNACK = 2, PUBLISH = 3, PUBACK = 4, SUBACK = 9, PINGRESP = 13 };
 enum kind { CLIENT, SILENT, HALF, DRIP_CONNECT, DRIP_PUBLISH };
 enum stage { AWAY, GREETING, CONNECTED, SUBSCRIBING, LEAVING };
 
-#define SECOND 1000000000ULL
 #define READ_BYTES 65536
 #define LARGEST 8192 /* packet that the broker may send */
 #define MOST_CLIENTS 100000
@@ -74,24 +60,6 @@ static uint64_t now, last_drip;
 static double pings_due;
 static uint64_t pings, pongs, closed, refused, connects, received;
 
-static _Noreturn __attribute__((format(printf, 2, 3))) void quit(int code, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fputs("crowd: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    exit(code);
-}
-
-static uint64_t clock_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
-}
-
 /* Latencies: kept all, until they are told. */
 
 static void keep(uint64_t latency)
@@ -105,58 +73,22 @@ static void keep(uint64_t latency)
     latencies.values[latencies.count++] = latency;
 }
 
-static int compare(const void *a, const void *b)
+static double latency_ms(double share)
 {
-    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
-    return (left > right) - (left < right);
-}
-
-static double quantile_ms(double share)
-{
-    if (latencies.count == 0)
-        return 0;
-    return (double)latencies.values[(size_t)(share * (double)(latencies.count - 1))] / 1e6;
+    return quantile_ms(latencies.values, latencies.count, share);
 }
 
 /* The answer to a command: what it took, what was counted since the one before, and the latencies kept meanwhile. */
 static void tell(uint64_t since)
 {
-    qsort(latencies.values, latencies.count, sizeof *latencies.values, compare);
+    sort(latencies.values, latencies.count);
     printf("{\"seconds\": %.6f, \"ready\": %d, \"connects\": %lu, \"refused\": %lu, \"closed\": %lu, \"pings\": %lu, "
            "\"pongs\": %lu, \"received\": %lu, \"p50\": %.3f, \"p99\": %.3f, \"max\": %.3f}\n",
-           (double)(now - since) / SECOND, ready, connects, refused, closed, pings, pongs, received, quantile_ms(0.5),
-           quantile_ms(0.99), quantile_ms(1));
+           (double)(now - since) / SECOND, ready, connects, refused, closed, pings, pongs, received, latency_ms(0.5),
+           latency_ms(0.99), latency_ms(1));
     fflush(stdout);
     connects = refused = closed = pings = pongs = received = 0;
     latencies.count = 0;
-}
-
-/* Encoding: each put_ function writes at `to` and returns the end of what it wrote. */
-
-static uint8_t *put_u16(uint8_t *to, size_t value)
-{
-    to[0] = (uint8_t)(value >> 8);
-    to[1] = (uint8_t)value;
-    return to + 2;
-}
-
-static uint8_t *put_text(uint8_t *to, const char *text)
-{
-    size_t length = strlen(text);
-    memcpy(put_u16(to, length), text, length);
-    return to + 2 + length;
-}
-
-static uint8_t *put_packet(uint8_t *to, uint8_t first, const uint8_t *body, const uint8_t *end)
-{
-    size_t length = (size_t)(end - body), left = length;
-    *to++ = first;
-    do {
-        *to++ = (uint8_t)((left & 0x7f) | (left > 0x7f ? 0x80 : 0));
-        left >>= 7;
-    } while (left > 0);
-    memcpy(to, body, length);
-    return to + length;
 }
 
 /* MQTT 3.1.1 with a clean session, or with --expiry MQTT 5 and a session that outlives its connection. */
@@ -179,7 +111,7 @@ static uint8_t *put_connect(uint8_t *to, const struct client *c)
         end = put_text(end, options.user);
     if (options.password)
         end = put_text(end, options.password);
-    return put_packet(to, 0x10, body, end);
+    return put_packet(to, CONNECT, 0, body, end);
 }
 
 static uint8_t *put_subscribe(uint8_t *to)
@@ -191,7 +123,7 @@ static uint8_t *put_subscribe(uint8_t *to)
     snprintf(filter, sizeof filter, "%s/#", options.prefix);
     end = put_text(end, filter);
     *end++ = 1;
-    return put_packet(to, 0x82, body, end);
+    return put_packet(to, SUBSCRIBE, 2, body, end);
 }
 
 static uint8_t *put_publish(uint8_t *to, uint16_t id, size_t size)
@@ -204,7 +136,7 @@ static uint8_t *put_publish(uint8_t *to, uint16_t id, size_t size)
     if (options.expiry)
         *end++ = 0;
     memset(end, 'x', size);
-    return put_packet(to, 0x32, body, end + size);
+    return put_packet(to, PUBLISH, 2, body, end + size);
 }
 
 /* Connections */
@@ -246,18 +178,14 @@ static void put_out(struct client *c, const uint8_t *data, const uint8_t *end)
 
 static void open_connection(struct client *c)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)options.port)};
-    int one = 1;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
-    c->fd = socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK, 0);
+    c->fd = make_socket(SOCK_NONBLOCK);
     if (c->fd < 0)
         quit(1, "cannot open a socket for client %d: %s (see `ulimit -n`)", c->index, strerror(errno));
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     c->stage = GREETING;
     c->began = clock_ns();
     opened++;
     under_way++;
-    if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0 && errno != EINPROGRESS)
+    if (!connect_here(c->fd, options.port) && errno != EINPROGRESS)
         quit(1, "cannot connect client %d to 127.0.0.1:%d: %s", c->index, options.port, strerror(errno));
     watch(c, EPOLL_CTL_ADD, EPOLLOUT);
 }
@@ -289,13 +217,13 @@ static void greet(struct client *c)
         put_out(c, packet, end);
 }
 
-static void on_packet(struct client *c, const uint8_t *at, size_t header, size_t length)
+static void on_packet(struct client *c, const struct packet *p)
 {
-    const uint8_t *body = at + header;
+    const uint8_t *body = p->body;
     uint8_t packet[512];
-    switch (at[0] >> 4) {
+    switch (p->type) {
     case CONNACK:
-        if (length < 2 || body[1] != 0) {
+        if (p->length < 2 || body[1] != 0) {
             refused++;
             drop(c);
             return;
@@ -304,7 +232,7 @@ static void on_packet(struct client *c, const uint8_t *at, size_t header, size_t
         connects++;
         under_way--;
         if (churning) {
-            static const uint8_t disconnect[] = {0xe0, 0};
+            static const uint8_t disconnect[] = {DISCONNECT << 4, 0};
             c->stage = LEAVING;
             put_out(c, disconnect, disconnect + sizeof disconnect);
             return;
@@ -312,13 +240,13 @@ static void on_packet(struct client *c, const uint8_t *at, size_t header, size_t
         ready++;
         c->stage = CONNECTED;
         if (options.kind == DRIP_PUBLISH) {
-            static const uint8_t begun[] = {0x30, (DRIPPED & 0x7f) | 0x80, (DRIPPED >> 7 & 0x7f) | 0x80, DRIPPED >> 14,
+            static const uint8_t begun[] = {PUBLISH << 4, (DRIPPED & 0x7f) | 0x80, (DRIPPED >> 7 & 0x7f) | 0x80, DRIPPED >> 14,
                                             0, 4, 's', 'l', 'o', 'w'};
             put_out(c, begun, begun + sizeof begun);
         }
         break;
     case SUBACK:
-        if (length < 3 || body[length - 1] != 1)
+        if (p->length < 3 || body[p->length - 1] != 1)
             quit(1, "the broker refused the subscription of client %d", c->index);
         c->stage = CONNECTED;
         subscribed++;
@@ -326,7 +254,7 @@ static void on_packet(struct client *c, const uint8_t *at, size_t header, size_t
     case PUBLISH:
         received++;
         keep(now - clients[0].began);
-        if (at[0] & 0x06) {
+        if (p->flags & 0x06) {
             const uint8_t *id = body + 2 + (body[0] << 8 | body[1]);
             packet[0] = PUBACK << 4;
             packet[1] = 2;
@@ -345,24 +273,8 @@ static void on_packet(struct client *c, const uint8_t *at, size_t header, size_t
     }
 }
 
-/* How long the packet at `at` is; 0: that is not known yet. */
-static size_t measure(const uint8_t *at, const uint8_t *end, size_t *header, size_t *length)
-{
-    *length = 0;
-    for (size_t i = 1; i < 5 && at + i < end; i++) {
-        *length |= (size_t)(at[i] & 0x7f) << 7 * (i - 1);
-        if (at[i] < 0x80) {
-            *header = i + 1;
-            return *header + *length;
-        }
-    }
-    return 0;
-}
-
 static void keep_rest(struct client *c, const uint8_t *rest, size_t length)
 {
-    if (length > LARGEST)
-        quit(1, "the broker sent client %d a packet of more than %d bytes", c->index, LARGEST);
     free(c->kept);
     c->kept = length > 0 ? malloc(length) : NULL;
     c->kept_length = length;
@@ -376,7 +288,7 @@ static void take_input(struct client *c)
 {
     static uint8_t buffer[LARGEST + READ_BYTES];
     const uint8_t *at = buffer, *end;
-    size_t whole, header, length;
+    struct packet packet;
     ssize_t count;
     if (c->kept != NULL)
         memcpy(buffer, c->kept, c->kept_length);
@@ -391,18 +303,18 @@ static void take_input(struct client *c)
     }
     now = clock_ns();
     end = buffer + c->kept_length + count;
-    while ((whole = measure(at, end, &header, &length)) > 0 && whole <= (size_t)(end - at)) {
-        on_packet(c, at, header, length);
+    while (next_packet(at, end, LARGEST, &packet)) {
+        on_packet(c, &packet);
         if (c->stage == AWAY)
             return;
-        at += whole;
+        at += packet.whole;
     }
     keep_rest(c, at, (size_t)(end - at));
 }
 
 static void ping(void)
 {
-    static const uint8_t packet[] = {0xc0, 0};
+    static const uint8_t packet[] = {PINGREQ << 4, 0};
     static uint64_t before;
     static int next;
     uint64_t gone = before ? now - before : 0;
@@ -646,15 +558,6 @@ static enum kind kind(const char *text)
     quit(2, "--kind is client, silent, half, drip-connect or drip-publish, not `%s`", text);
 }
 
-static double number(const char *name, const char *text, double least, double most)
-{
-    char *end;
-    double value = strtod(text, &end);
-    if (end == text || *end != 0 || !(value >= least && value <= most))
-        quit(2, "--%s takes a number from %.1f to %.0f, not `%s`", name, least, most, text);
-    return value;
-}
-
 static const char *text(const char *name, const char *value)
 {
     if (strlen(value) > 200)
@@ -690,16 +593,6 @@ static void read_options(int argc, char **argv)
         quit(2, "`%s` is not an option", argv[optind]);
     if (options.port == 0)
         quit(2, "--port is needed");
-}
-
-/* As many sockets as the system lets this process have. */
-static void raise_file_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
 }
 
 int main(int argc, char **argv)

@@ -12,37 +12,20 @@
  *    on standard error and exit code 1; wrong options are exit code 2.
  * 5. SIGTERM ends the publishing, as the end of its time does.
  *
- * Times are in nanoseconds of CLOCK_MONOTONIC, sizes in bytes.
+ * Sizes are in bytes.
  */
 #define _GNU_SOURCE
-#include <arpa/inet.h>
-#include <errno.h>
+#define PROGRAM "load"
+#include "wire.h"
 #include <fcntl.h>
 #include <getopt.h>
-#include <netinet/tcp.h>
 #include <signal.h>
-#include <stdarg.h>
-#include <stdbool.h>
-#include <stdint.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 #include <sys/epoll.h>
-#include <sys/resource.h>
-#include <sys/socket.h>
-#include <time.h>
-#include <unistd.h>
-
-enum {
-    CONNECT = 1, CONNACK, PUBLISH, PUBACK, PUBREC, PUBREL, PUBCOMP, SUBSCRIBE, SUBACK,
-    DISCONNECT = 14
-};
 
 #define CHUNK ((size_t)256 * 1024)
 #define OUTPUT (2 * CHUNK) /* room for a full write that waits and for the answers to one full read */
 #define SAMPLES ((size_t)1 << 18)
 #define STAMP sizeof(uint64_t)
-#define SECOND 1000000000ULL
 #define SETUP_SECONDS 30
 #define SILENCE_SECONDS 1
 
@@ -65,12 +48,6 @@ struct client {
     uint16_t next_id;
     uint32_t in_flight, window;
     uint64_t sent;
-};
-
-struct packet {
-    uint8_t type, flags;
-    const uint8_t *body;
-    size_t length, whole; /* of the body; with the fixed header */
 };
 
 struct totals {
@@ -96,24 +73,6 @@ static uint64_t now;
 static struct totals totals;
 static struct latencies latencies = {.stride = 1};
 
-static _Noreturn __attribute__((format(printf, 2, 3))) void quit(int code, const char *format, ...)
-{
-    va_list arguments;
-    va_start(arguments, format);
-    fputs("load: ", stderr);
-    vfprintf(stderr, format, arguments);
-    fputc('\n', stderr);
-    va_end(arguments);
-    exit(code);
-}
-
-static uint64_t clock_ns(void)
-{
-    struct timespec time;
-    clock_gettime(CLOCK_MONOTONIC, &time);
-    return (uint64_t)time.tv_sec * SECOND + (uint64_t)time.tv_nsec;
-}
-
 static void *allocate(size_t count, size_t size)
 {
     void *memory = calloc(count, size);
@@ -127,41 +86,6 @@ static const char *describe(const struct client *c)
     static char text[64];
     snprintf(text, sizeof text, "%s %d", c->publisher ? "publisher" : "subscriber", c->index);
     return text;
-}
-
-/* Encoding: each put_ function writes at `to` and returns the end of what it wrote. */
-
-static uint8_t *put_u16(uint8_t *to, size_t value)
-{
-    to[0] = (uint8_t)(value >> 8);
-    to[1] = (uint8_t)value;
-    return to + 2;
-}
-
-static uint8_t *put_text(uint8_t *to, const char *text)
-{
-    size_t length = strlen(text);
-    to = put_u16(to, length);
-    memcpy(to, text, length);
-    return to + length;
-}
-
-static uint8_t *put_header(uint8_t *to, int type, int flags, size_t remaining)
-{
-    *to++ = (uint8_t)(type << 4 | flags);
-    do {
-        *to++ = (uint8_t)((remaining & 0x7f) | (remaining > 0x7f ? 0x80 : 0));
-        remaining >>= 7;
-    } while (remaining > 0);
-    return to;
-}
-
-static uint8_t *put_packet(uint8_t *to, int type, int flags, const uint8_t *body, const uint8_t *end)
-{
-    size_t length = (size_t)(end - body);
-    to = put_header(to, type, flags, length);
-    memcpy(to, body, length);
-    return to + length;
 }
 
 static uint8_t *put_connect(uint8_t *to, const struct client *c)
@@ -335,42 +259,6 @@ static void pump(struct client *c)
         quit(1, "cannot watch the socket of %s: %s", describe(c), strerror(errno));
 }
 
-static uint64_t read_variable(const uint8_t **at, const uint8_t *end)
-{
-    uint64_t value = 0;
-    for (int shift = 0; *at < end && shift <= 21; shift += 7) {
-        uint8_t byte = *(*at)++;
-        value |= (uint64_t)(byte & 0x7f) << shift;
-        if (byte < 0x80)
-            break;
-    }
-    return value;
-}
-
-/* The next whole packet of [at, end), or false where it is not whole yet. */
-static bool next_packet(const uint8_t *at, const uint8_t *end, struct packet *packet)
-{
-    const uint8_t *start = at;
-    int bytes = 1;
-    if (end - at < 2)
-        return false;
-    while (bytes < 5 && at + bytes < end && at[bytes] >= 0x80)
-        bytes++;
-    if (bytes == 5)
-        quit(1, "the broker sent a malformed Remaining Length");
-    if (at + bytes >= end)
-        return false;
-    packet->type = at[0] >> 4;
-    packet->flags = at[0] & 0x0f;
-    at++;
-    packet->length = read_variable(&at, end);
-    packet->body = at;
-    packet->whole = (size_t)(at - start) + packet->length;
-    if (packet->whole > CHUNK)
-        quit(1, "the broker sent a packet of %zu bytes", packet->whole);
-    return packet->whole <= (size_t)(end - start);
-}
-
 static void keep_latency(uint64_t latency)
 {
     if (latency > latencies.max)
@@ -528,7 +416,7 @@ static void take_input(struct client *c)
     }
     now = clock_ns();
     end = c->in + c->in_length + length;
-    while (next_packet(at, end, &packet)) {
+    while (next_packet(at, end, CHUNK, &packet)) {
         take_packet(c, &packet);
         at += packet.whole;
     }
@@ -561,23 +449,20 @@ static void pump_publishers(void)
 
 static void open_client(struct client *c, bool publisher, int index)
 {
-    struct sockaddr_in address = {.sin_family = AF_INET, .sin_port = htons((uint16_t)options.port)};
     struct epoll_event event = {.events = EPOLLIN, .data.ptr = c};
-    int one = 1, buffer = CHUNK;
-    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    int buffer = CHUNK;
     *c = (struct client){.publisher = publisher, .index = index, .next_id = 1, .interest = EPOLLIN};
     c->window = (uint32_t)options.window;
     c->in = allocate(CHUNK, 1);
     c->out = allocate(OUTPUT, 1);
     if (publisher)
         encode_frame(c);
-    c->fd = socket(AF_INET, SOCK_STREAM, 0);
+    c->fd = make_socket(0);
     if (c->fd < 0)
         quit(1, "cannot open a socket for %s: %s", describe(c), strerror(errno));
-    setsockopt(c->fd, IPPROTO_TCP, TCP_NODELAY, &one, sizeof one);
     if (publisher) /* little waits in the kernel when publishing stops */
         setsockopt(c->fd, SOL_SOCKET, SO_SNDBUF, &buffer, sizeof buffer);
-    if (connect(c->fd, (struct sockaddr *)&address, sizeof address) < 0)
+    if (!connect_here(c->fd, options.port))
         quit(1, "cannot connect %s to 127.0.0.1:%d: %s", describe(c), options.port, strerror(errno));
     fcntl(c->fd, F_SETFL, O_NONBLOCK);
     c->out_end = (size_t)(put_connect(c->out, c) - c->out);
@@ -666,19 +551,6 @@ static void take_leave(void)
     }
 }
 
-static int compare(const void *a, const void *b)
-{
-    uint64_t left = *(const uint64_t *)a, right = *(const uint64_t *)b;
-    return (left > right) - (left < right);
-}
-
-static double quantile_ms(double share)
-{
-    if (latencies.count == 0)
-        return 0;
-    return (double)latencies.samples[(size_t)(share * (double)(latencies.count - 1))] / 1e6;
-}
-
 static double cpu_seconds(void)
 {
     struct rusage usage;
@@ -687,28 +559,24 @@ static double cpu_seconds(void)
         + (double)(usage.ru_utime.tv_usec + usage.ru_stime.tv_usec) / 1e6;
 }
 
+static double latency_ms(double share)
+{
+    return quantile_ms(latencies.samples, latencies.count, share);
+}
+
 static void report(double cpu)
 {
     double seconds = (double)(totals.last - totals.first) / SECOND;
     double per_second = seconds > 0 ? 1 / seconds : 0;
-    qsort(latencies.samples, latencies.count, sizeof latencies.samples[0], compare);
+    sort(latencies.samples, latencies.count);
     printf("{\"sent\": %lu, \"acked\": %lu, \"refused\": %lu, \"expected\": %lu, \"received\": %lu, ",
            totals.sent, totals.acked, totals.refused, options.subs ? expected() : 0, totals.received);
     printf("\"duplicates\": %lu, \"closed\": %lu, \"seconds\": %.6f, ", totals.duplicates, totals.closed, seconds);
     printf("\"sent_per_s\": %.1f, \"acked_per_s\": %.1f, \"received_per_s\": %.1f, ",
            (double)totals.sent * per_second, (double)totals.acked * per_second, (double)totals.received * per_second);
     printf("\"latency_ms\": {\"p50\": %.3f, \"p99\": %.3f, \"p999\": %.3f, \"max\": %.3f}, ",
-           quantile_ms(0.5), quantile_ms(0.99), quantile_ms(0.999), (double)latencies.max / 1e6);
+           latency_ms(0.5), latency_ms(0.99), latency_ms(0.999), (double)latencies.max / 1e6);
     printf("\"cpu_seconds\": %.3f}\n", cpu);
-}
-
-static double number(const char *name, const char *text, double least, double most)
-{
-    char *end;
-    double value = strtod(text, &end);
-    if (end == text || *end != 0 || !(value >= least && value <= most))
-        quit(2, "--%s takes a number from %.0f to %.0f, not `%s`", name, least, most, text);
-    return value;
 }
 
 static bool is_pairs(const char *text)
@@ -752,16 +620,6 @@ static void read_options(int argc, char **argv)
         quit(2, "--port is needed");
     if (options.pairs && options.pubs != options.subs)
         quit(2, "--shape pairs takes as many --pubs as --subs");
-}
-
-/* As many sockets as the system lets this process have. */
-static void raise_file_limit(void)
-{
-    struct rlimit limit;
-    if (getrlimit(RLIMIT_NOFILE, &limit) == 0) {
-        limit.rlim_cur = limit.rlim_max;
-        setrlimit(RLIMIT_NOFILE, &limit);
-    }
 }
 
 static void on_signal(int number)

@@ -14,6 +14,8 @@ from typing import Final
 import orjson
 
 SOURCE: Final = Path(__file__).with_name("load.c")
+WIRE: Final = Path(__file__).with_name("wire.h")
+"""What generators include."""
 BUILD: Final = Path(__file__).with_name("build")
 FLAGS: Final = ("-O2", "-std=gnu11", "-Wall", "-Wextra", "-Werror")
 _GRACE_SECONDS: Final = 60
@@ -77,20 +79,24 @@ def compiler() -> str | None:
 
 
 def build(directory: Path = BUILD, source: Path = SOURCE) -> Path:
-    """Compile a generator unless its program is newer than its source.
+    """Compile a generator unless its program is newer than what it is made of.
 
     Raises:
         LoadError: there is no compiler, or it refuses.
     """
     program = directory / source.stem
-    if program.exists() and program.stat().st_mtime >= source.stat().st_mtime:
+    if program.exists() and program.stat().st_mtime >= max(source.stat().st_mtime, WIRE.stat().st_mtime):
         return program
     gcc = compiler()
     if gcc is None:
         raise LoadError("there is no C compiler for the load generator (on Debian: apt-get install gcc libc6-dev)")
     directory.mkdir(parents=True, exist_ok=True)
     done = subprocess.run(
-        [gcc, *FLAGS, "-o", str(program), str(source)], capture_output=True, text=True, check=False, timeout=120
+        [gcc, *FLAGS, "-I", str(WIRE.parent), "-o", str(program), str(source)],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=120,
     )
     if done.returncode:
         raise LoadError(f"{gcc} can't compile {source}: {done.stderr.strip()}")

@@ -1,4 +1,4 @@
-"""Clients that do nothing right: what others notice of those that drip, that never speak, and that never read."""
+"""Clients that do nothing right: what others notice of those that drip, never speak, never read, or never stop."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import Final
 
 from bench.crowd import Crowd, Manner
 from bench.findings import Row, Section, middle
+from bench.floods import KINDS, flood
 from bench.many import DELAY
 from bench.pair import RATE, Delay, Pair
 from bench.rig import Plan, Rig
@@ -53,6 +54,13 @@ def _deaf(stack: ExitStack, port: int, plan: Plan) -> None:
     crowd.feed(plan.disturbed, _FEED_RATE, _FEED_BYTES)
 
 
+def _flood(kind: str) -> Callable[[ExitStack, int, Plan], None]:
+    def disturb(stack: ExitStack, port: int, plan: Plan) -> None:
+        stack.enter_context(flood(kind, port, plan.disturbed))
+
+    return disturb
+
+
 def _stay(stack: ExitStack, crowd: Crowd, clients: int, plan: Plan) -> None:
     stack.enter_context(crowd)
     crowd.connect(clients)
@@ -65,6 +73,7 @@ DISTURBERS: Final = (
     Disturber("{n} connections that say nothing", _silent),
     Disturber("{n} connections that say half a CONNECT", _half),
     Disturber(f"{{n}} subscribers that read nothing, of {_FEED_RATE} messages/s of {_FEED_BYTES} bytes", _deaf),
+    *(Disturber(f"one client sends {kind} as fast as it can", _flood(kind)) for kind in KINDS),
 )
 
 

@@ -268,7 +268,7 @@ class Connection:
                 self._account()
         session = self.session
         if session is not None and session.reads:
-            session.pump()
+            self.hungry()
         if self.gone and not self.resting:
             self._lose()
 

@@ -58,8 +58,9 @@ _logger = logging.getLogger("berm.broker")
 
 _COMPLAINTS = 20
 """Lines about misbehaving peers that one second may log."""
-_PUMPED = 100
-"""Sessions that one turn of the loop lets read the log: thousands may return at once."""
+_STEPS = 4000
+"""Events that sessions which read the log may look at in one turn of the loop, all together: thousands may return at
+once."""
 
 
 class Hub:
@@ -344,18 +345,18 @@ class Hub:
         self.log.flush()
         self._promise_nothing_open()
         touched, self._touched = self._touched, []
-        pumped = 0
+        late: list[Connection] = []
+        steps = _STEPS
         for connection in dict.fromkeys(touched):
             if connection.closed:
                 continue
             try:
                 session = connection.session
                 if session is not None and session.reads:
-                    if pumped < _PUMPED:
-                        session.pump()
+                    if steps > 0:
+                        steps -= session.pump()
                     else:
-                        self.touch(connection)
-                    pumped += 1
+                        late.append(connection)
                 if connection.out and not connection.corked:
                     data = b"".join(connection.out)
                     connection.out.clear()
@@ -368,6 +369,9 @@ class Hub:
                         self.touch(connection)
             except Exception:  # noqa: BLE001 - handed to `crash`, which logs it with its stack
                 self.crash(connection)
+        if late:  # they are the first, next time
+            self._touched[:0] = late
+            self.wake()
         if self.durability.has_rules:
             self.pressure.crowded = self._is_crowded()
         self.pressure.release()

@@ -75,6 +75,7 @@ class Replay:
         "_upto",
         "due",
         "grant",
+        "holds",
         "over",
     )
 
@@ -84,6 +85,8 @@ class Replay:
         """It gives nothing any more."""
         self.due = 0
         """When it goes on, µs since the epoch, where it goes on with the speed of what happened; 0: now."""
+        self.holds = False
+        """It may hold events, since something else than reading keeps it from going on."""
         self._host = host
         self._session = session
         self._request = request
@@ -173,29 +176,34 @@ class Replay:
 
     def pump(self, steps: int) -> int:
         """Look at so many events at most while there is room; how many of the steps are left."""
+        self.holds = True
         while steps > 0 and not self.over and self._has_room():
             event = self._held or self._next()
             if event is None:
+                self.holds = False
                 if self._is_through():
                     self.stop()
                 return steps
             self._held = None
-            steps -= 1
             if self._is_beyond(event):
                 self.stop()
-            elif event.ts < self._first_ts:
-                continue  # it was kept in memory only, where the log could not find its time
-            elif self._request.speed and self._is_early(event):
-                self._held = event
                 return steps
-            else:
+            if event.ts >= self._first_ts:  # or it was kept in memory only, where the log can't find a time
+                if self._request.speed and self._is_early(event):
+                    self._held = event
+                    return steps
                 self._give(event)
+            steps -= 1
         return steps
 
     @property
     def has_caught_up(self) -> bool:
-        """Whether it has given all that there is."""
-        return self._held is None and not self._picked and self._cursor is not None and self._cursor.caught_up
+        """Whether it has given all that there is, and what commits next is the next to give."""
+        log, cursor = self._host.log, self._cursor
+        if self._held is not None or self._picked or cursor is None or cursor.position != log.committed:
+            return False  # the position may also be further on, where it has begun
+        following = next(iter(log.uncommitted()), None)
+        return following is None or following.ts >= self._first_ts
 
     def _has_room(self) -> bool:
         session = self._session
@@ -275,7 +283,7 @@ class Replay:
         """What stands in packets for a topic."""
         session = self._session
         name = b""
-        if topic.startswith(session.mount) and not session.denies(topic):
+        if not session.denies(topic):
             written = (self._prefix + topic.removeprefix(session.mount)).encode()
             if len(written) <= LONGEST:
                 name = len(written).to_bytes(2) + written

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from broker.hub import Hub
     from broker.session import Session
 
-_PART: Final = 8
+_PART: Final = 40
 """Which part of what a turn of the loop may cost all replays together may take: an event counts 1."""
 _SMALL: Final = 200
 """Which part of it each session may take at least."""
@@ -179,7 +179,7 @@ class Replays:
             steps = each.pump(steps)
             if each.over:
                 self.stop(session, filter)
-            elif each.hands_over and session.live and each.has_caught_up:
+            elif each.hands_over and self._may_follow(session) and each.has_caught_up:
                 self._hand_over(session, filter, each)
             else:
                 self._hold(each)
@@ -191,13 +191,17 @@ class Replays:
     def _hold(self, found: Replay) -> None:
         holding = self._holding
         holding.pop(found, None)
-        if found.has_caught_up:
+        if not found.holds:
             return
         holding[found] = None
         if len(holding) > _HOLDING:
             first = next(iter(holding))
             del holding[first]
             first.release()
+
+    def _may_follow(self, session: Session) -> bool:
+        """Whether a subscription would give all that commits from now on: it is not behind, and was not away then."""
+        return session.live and session.away_upto <= self._hub.log.committed
 
     def _hand_over(self, session: Session, filter: str, found: Replay) -> None:
         """All has been given that has committed: what comes is for the subscription, from now on."""

@@ -32,7 +32,7 @@ _OF_BROKER: Final = "$SYS/"
 """What each filter begins with that matches what the broker says of itself."""
 _MATCHED: Final = 8
 """Subscriptions that are held against a new topic in the time of another step."""
-_STEPS: Final = 2000
+_STEPS: Final = 1000
 """Events that one turn of the loop looks at for one session."""
 
 
@@ -317,39 +317,42 @@ class Session(Window):
         """Whether it, or something for it, may have something to read from the log."""
         return not self.live or bool(self.shares or self.replays)
 
-    def pump(self) -> None:
-        """Go on reading the log while there is room; become live where it ends.
+    def pump(self) -> int:
+        """Go on reading the log while there is room; become live where it ends. How many steps that took.
 
         So, too, its shared subscriptions and its replays.
         """
+        steps = 1
         if not self.live:
-            self._pump()
+            steps += _STEPS - self._pump()
         for share in self.shares.values():
             if not share.live:
-                share.pump()
+                steps += share.pump()
         if self.replays and self.connection is not None:
             self._host.replays.pump(self)
+        return steps
 
-    def _pump(self) -> None:
+    def _pump(self) -> int:
+        """The same for its own; how many steps are left."""
         if self._compiled is None and self._cursor is not None:
             self._read_from(self._cursor.position)
         connection, cursor = self.connection, self._cursor
         if connection is None or cursor is None:
-            return
+            return _STEPS
         steps = _STEPS
         while steps > 0:
             steps -= 1
             if self.slots <= 0 or connection.blocked or connection.pending >= connection.limit:
                 cursor.release()
                 self._read_back.clear()
-                return
+                return steps
             if self._resend:
                 if not self._send_again():
-                    return
+                    return steps
             elif self._walks:
                 if connection.kept < self._walks.first.after:
                     cursor.release()
-                    return  # its SUBACK goes first, and with it the connection is touched
+                    return steps  # its SUBACK goes first, and with it the connection is touched
                 self._give_retained()
             elif (event := cursor.next()) is not None:
                 if event.topic not in self._matches:
@@ -358,8 +361,9 @@ class Session(Window):
             else:
                 if cursor.caught_up:
                     self._go_live()
-                return
+                return steps
         connection.hungry()
+        return 0
 
     def _give_retained(self) -> None:
         """One step of the walk over the retained messages."""

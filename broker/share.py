@@ -33,7 +33,7 @@ _seq = Struct(">Q")
 _TOPICS_KEPT: Final = 1024
 _COMPARED: Final = 32
 """Members with room that are compared; where there are more, another part of them is compared each time."""
-_STEPS: Final = 2000
+_STEPS: Final = 1000
 """Events that one turn of the loop looks at for one shared subscription."""
 
 _Deliveries = tuple[Delivery["Session"], ...]
@@ -224,29 +224,30 @@ class Share(Follower):
             self._host.dropped_full += 1
         return True
 
-    def pump(self) -> None:
-        """Go on reading the log while a member has room; become live where it ends."""
+    def pump(self) -> int:
+        """Go on reading the log while a member has room; become live where it ends. How many steps that took."""
         cursor = self._cursor
         if cursor is None:
-            return
-        for _ in range(_STEPS):
+            return 0
+        for step in range(_STEPS):
             if self._cursor is not cursor:  # an error of ours has ended the last member's connection
-                return
+                return step
             if self._returned:
                 if not self._give_returned():
-                    return
+                    return step
                 continue
             event = self._held or cursor.next()
             if event is None:
                 if cursor.caught_up:
                     self._catch_last()
-                return
+                return step
             if not self._catch_up(event):
                 self._held = event
                 cursor.release()
-                return
+                return step
             self._held = None
         self._hungry()
+        return _STEPS
 
     def _catch_last(self) -> None:
         """Become live. Where nobody has room for what has gone out early, that is tried again once somebody has."""

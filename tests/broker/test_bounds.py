@@ -122,10 +122,34 @@ def test_one_look_at_a_long_log_is_cut_into_turns() -> None:
     node.commit()
     client = node.open(4)
     client.connection.receive(encode(Connect("k", 4, False, 0, None, None, None), 4), node.now)
+    node.turn_once()
     assert 0 < node.hub.dropped_away < 5000
     node.commit()
     assert node.hub.dropped_away == 5000
     assert client.payloads() == [b"the one"]
+
+
+def test_sessions_that_catch_up_share_a_turn_and_take_turns() -> None:
+    node = Node(Limits(queue_qos0=True))
+    for number in range(12):
+        node.keeper("t", 0, f"k{number}").lose()
+    publisher = node.connect("p")
+    for _ in range(80):
+        publisher.send_bytes(encode(Publish("t", b"x"), 5) * 100)
+        node.commit()
+    clients = [node.open() for _ in range(12)]
+    properties = ((Property.SESSION_EXPIRY_INTERVAL, 1000),)
+    for number, client in enumerate(clients):
+        packet = Connect(f"k{number}", 5, False, 0, None, None, None, properties)
+        client.connection.receive(encode(packet, 5), node.now)
+    for _ in range(12):
+        before = node.hub.traffic.delivered
+        node.turn_once()
+        assert node.hub.traffic.delivered - before <= 5000
+    counts = [len(client.take(Publish)) for client in clients]
+    assert max(counts) <= 2 * min(counts)
+    node.commit()
+    assert node.hub.traffic.delivered == 12 * 8000
 
 
 @pytest.mark.parametrize(

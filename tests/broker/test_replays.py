@@ -317,6 +317,41 @@ def test_messages_that_go_out_before_they_commit_are_not_lost_where_it_hands_ove
     assert viewer.payloads() == numbers(5)
 
 
+def test_messages_that_go_out_before_they_commit_are_not_lost_where_the_session_is_behind() -> None:
+    node = Node()
+    publisher = filled(node, 2)
+    viewer = node.connect("v", properties=((Property.RECEIVE_MAXIMUM, 1),))
+    viewer.subscribe("other", 1)
+    publish_all(publisher, [b"x"], topic="other")
+    publisher.publish("other", b"y", 1)
+    publisher.publish(TOPIC, b"2", 0)
+    node.commit_one()
+    assert not viewer.session.live
+    _send(viewer, "all", qos=0)
+    node.turn()
+    assert node.log.busy
+    came = viewer.acknowledge()
+    assert [message.payload for message in came if message.topic == "other"] == [b"x", b"y"]
+    assert [message.payload for message in came if message.topic == TOPIC] == numbers(3)
+    assert not viewer.session.replays
+
+
+@pytest.mark.parametrize("qos", [0, 1])
+def test_what_was_on_its_way_and_is_older_than_what_was_asked_for_does_not_come(qos: int) -> None:
+    node = Node()
+    publisher = filled(node, 2)
+    by_seq, by_time = node.connect("s"), node.connect("t")
+    publisher.publish(TOPIC, b"2", qos)
+    node.tick()
+    _send(by_seq, "seq=4")
+    _send(by_time, f"time={node.now // 1_000_000}")
+    publisher.publish(TOPIC, b"3", qos)
+    node.commit()
+    publish_all(publisher, [b"4"], topic=TOPIC)
+    assert payloads(by_seq) == payloads(by_time) == numbers(2, 3)
+    assert not node.hub.replays.all
+
+
 def test_they_come_once_where_another_subscription_has_them() -> None:
     node = Node()
     publisher = filled(node, 2)
