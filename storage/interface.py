@@ -175,6 +175,53 @@ Accepts = Callable[[str], bool]
 """A filter over topic names. Called from worker threads too: it must not change anything it shares."""
 
 
+class Latest:
+    """The seqs of the last few events of each topic, as they are gathered from the end of the log backwards.
+
+    It takes no more than `most` seqs in all: those of the newest events.
+    """
+
+    __slots__ = ("_accepts", "_count", "_left", "_most", "_refused", "seqs")
+
+    _REMEMBERED: Final = 10_000
+    """Topics that are not accepted of which that is remembered."""
+
+    def __init__(self, accepts: Accepts, count: int, most: int) -> None:
+        self.seqs: list[int] = []
+        """Descending."""
+        self._accepts = accepts
+        self._count = count
+        self._most = most
+        self._left: dict[str, int] = {}
+        """How many more are wanted of a topic."""
+        self._refused: set[str] = set()
+
+    @property
+    def full(self) -> bool:
+        """Whether it takes no more."""
+        return len(self.seqs) >= self._most
+
+    def wants(self, topic: str) -> int:
+        """How many more events of this topic it takes."""
+        left = self._left.get(topic)
+        if left is not None:
+            return left
+        if topic in self._refused:
+            return 0
+        if self._accepts(topic):
+            return self._count
+        if len(self._refused) >= self._REMEMBERED:
+            self._refused.clear()
+        self._refused.add(topic)
+        return 0
+
+    def add(self, seq: int, topic: str) -> None:
+        """Take an event that is older than those before, if it is wanted."""
+        if (left := self.wants(topic)) and not self.full:
+            self._left[topic] = left - 1
+            self.seqs.append(seq)
+
+
 class Engine(Protocol):
     """Keeps groups and gives them back. Every call blocks. Writing comes from one thread, reading from another."""
 
@@ -188,8 +235,11 @@ class Engine(Protocol):
             StorageFailed: this and every later call fails.
         """
 
-    def upkeep(self) -> None:
-        """Whatever must be done from time to time, for as long as no group waits. Called after each commit."""
+    def upkeep(self) -> bool:
+        """A little of what must be done from time to time; whether there is more to do.
+
+        Called after each commit, about once a second where there are none, and again for as long as no group waits.
+        """
 
     def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
         """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked.
@@ -199,6 +249,18 @@ class Engine(Protocol):
 
     def get(self, seqs: Sequence[int]) -> list[Event]:
         """The events with these seqs that are still kept, in order."""
+
+    def oldest(self) -> tuple[int, int]:
+        """The seq and the time of the oldest event that is kept, or of an older one; zeros for a new log.
+
+        Alone of all calls it may come from the loop, since it doesn't block.
+        """
+
+    def seq_before(self, ts: int) -> int:
+        """The seq of the last event that came before this time (µs); 0 where there is none."""
+
+    def latest(self, found: Latest, before: int) -> int:
+        """Add to `found` what a bounded stretch below the seq `before` has; the seq below which to go on, or 0."""
 
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table: key columns, then value columns."""
@@ -220,9 +282,12 @@ class Worker(Protocol):
         self,
         work: Callable[[], object],
         done: Callable[[object, BaseException | None], None],
-        after: Callable[[], None] | None = None,
+        after: Callable[[], object] | None = None,
     ) -> None:
-        """Run `work`; then have `done(result, None)` or `done(None, error)` called on the loop, and run `after`."""
+        """Run `work`; then have `done(result, None)` or `done(None, error)` called on the loop, and run `after`.
+
+        If `after` returns True, it is run again whenever nothing else waits, until it doesn't.
+        """
 
 
 class Cursor(Protocol):
@@ -320,6 +385,19 @@ class Log(Protocol):
 
     def get(self, seqs: Sequence[int], done: Callable[[list[Event]], None]) -> None:
         """Call `done` on the loop with those of these events that are still kept, in order."""
+
+    @property
+    def oldest(self) -> tuple[int, int]:
+        """The seq and the time of the oldest event that is kept, or of an older one; zeros for a new log."""
+
+    def seek(self, ts: int, done: Callable[[int], None]) -> None:
+        """Call `done` on the loop with a position behind which every stored event lies that came at `ts` or later."""
+
+    def latest(self, accepts: Accepts, count: int, most: int, done: Callable[[list[int]], None]) -> None:
+        """Call `done` on the loop with the seqs, in order, of the last `count` stored events of each accepted topic.
+
+        No more than `most` in all, the newest. Those that are kept in memory only are not among them.
+        """
 
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table, as committed. Blocks."""

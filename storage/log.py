@@ -35,6 +35,7 @@ from storage.interface import (
     Engine,
     Event,
     Group,
+    Latest,
     Listener,
     Row,
     StorageError,
@@ -90,6 +91,14 @@ class _Chunk:
         return self._topics
 
 
+def _nothing() -> None:
+    """What the writer does where only upkeep is due."""
+
+
+def _ignore(result: object, error: BaseException | None) -> None:
+    """There is none."""
+
+
 def _reservation(engine: Engine) -> int:
     return next((int(value) for name, value in engine.rows(META) if (name,) == _RESERVATION and value), 0)
 
@@ -127,6 +136,8 @@ class Log:
         self._writer = writer
         self._reader = reader
         self._flying: Group | None = None
+        self._quiet = False
+        """Whether no group went to the engine since the last `retry`."""
         self._ring: deque[_Chunk] = deque()
         self._ring_base = self.last
         self._stored = self.last
@@ -177,7 +188,10 @@ class Log:
             self._seal()
 
     def retry(self) -> None:
-        """Try again what failed: reads, and a refused group; a failed engine is never given another group."""
+        """Try again what failed: reads, and a refused group; a failed engine is never given another group.
+
+        The engine's upkeep goes on as well, where no group brings it.
+        """
         unread, self._unread = self._unread, []
         for read in unread:
             read()
@@ -186,6 +200,9 @@ class Log:
                 self._seal()
             else:
                 self.failure = None
+        if self._quiet and self._flying is None:
+            self._writer.submit(_nothing, _ignore, self.engine.upkeep)
+        self._quiet = True
 
     def drain(self, done: Callable[[], None]) -> None:
         """Call `done` once nothing is on its way any more: everything has committed, or can't. For the end."""
@@ -193,6 +210,25 @@ class Log:
         self._reserve(self.last)
         self.flush()
         self._check_drained()
+
+    def forget(self, unwanted: Callable[[Event], bool]) -> None:
+        """Have nothing of this in memory any more, of all that has committed. What readers have in hand they keep."""
+        ring: deque[_Chunk] = deque()
+        for chunk in self._ring:
+            events = [event for event in chunk.events if not unwanted(event)]
+            if len(events) == len(chunk.events):
+                ring.append(chunk)
+            elif events:
+                kept = _Chunk(events, chunk.weight)
+                kept.last = chunk.last
+                ring.append(kept)
+            else:
+                self._ring_weight -= chunk.weight
+                if ring:
+                    ring[-1].last = chunk.last
+                else:
+                    self._ring_base = chunk.last
+        self._ring = ring
 
     def uncommitted(self) -> Iterable[Event]:
         """The events of the group on its way and of the open one, in order."""
@@ -211,6 +247,11 @@ class Log:
         """The seq up to which events kept in memory only are the next to go; 0 while there is room."""
         ring = self._ring
         return ring[len(ring) // 2].last if self._ring_weight * 2 > self._memory_bytes else 0
+
+    @property
+    def remembered(self) -> int:
+        """The seq after which memory has every event that can be read; what is before only the engine has."""
+        return self._ring_base
 
     def cursor(self, position: int, accepts: Accepts | None, wake: Callable[[], None]) -> LogCursor:
         """A reader of every event after `position` whose topic is accepted (None: all)."""
@@ -242,6 +283,48 @@ class Log:
 
         read()
 
+    @property
+    def oldest(self) -> tuple[int, int]:
+        """The seq and the time of the oldest event that is kept, or of an older one; zeros for a new log."""
+        return self.engine.oldest()
+
+    def seek(self, ts: int, done: Callable[[int], None]) -> None:
+        """Call `done` with a position behind which every stored event lies that came at `ts` or later."""
+
+        def read() -> None:
+            self._reader.submit(lambda: self.engine.seq_before(ts), loaded)
+
+        def loaded(result: object, error: BaseException | None) -> None:
+            if error is not None:
+                self._read_failed(read, error)
+                return
+            assert isinstance(result, int)
+            done(result)
+
+        read()
+
+    def latest(self, accepts: Accepts, count: int, most: int, done: Callable[[list[int]], None]) -> None:
+        """Call `done` with the seqs of the last `count` stored events of each accepted topic, `most` in all."""
+        found = Latest(accepts, count, most)
+        before = self.committed + 1
+
+        def read() -> None:
+            self._reader.submit(lambda: self.engine.latest(found, before), loaded)
+
+        def loaded(result: object, error: BaseException | None) -> None:
+            nonlocal before
+            if error is not None:
+                self._read_failed(read, error)
+                return
+            assert isinstance(result, int)
+            before = result
+            if before and not found.full:
+                read()
+            else:
+                done(found.seqs[::-1])
+
+        read()
+
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table, as committed. Blocks: for the start."""
         return self.engine.rows(table)
@@ -257,6 +340,7 @@ class Log:
             self._complete(group)
             return
         self._flying = group
+        self._quiet = False
         sync = group.durability == FSYNC
         engine = self.engine
         self._writer.submit(lambda: engine.commit(group.events, group.state, sync), self._written, engine.upkeep)

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Sequence
 from operator import attrgetter
 from typing import Final
 
-from storage.interface import Accepts, Event, Row, Table
+from storage.interface import Accepts, Event, Latest, Row, Table
 
 SCAN_ROWS: Final = 4096
 """Events that one read looks at, whether they are accepted or not."""
 
 _seq = attrgetter("seq")
+_ts = attrgetter("ts")
 
 
 class MemoryEngine:
@@ -36,8 +37,9 @@ class MemoryEngine:
                 else:
                     kept[key] = values
 
-    def upkeep(self) -> None:
+    def upkeep(self) -> bool:
         """Nothing gathers."""
+        return False
 
     def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
         """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked."""
@@ -62,6 +64,23 @@ class MemoryEngine:
             if index < len(self._events) and self._events[index].seq == seq:
                 found.append(self._events[index])
         return found
+
+    def oldest(self) -> tuple[int, int]:
+        """The seq and the time of the oldest event; zeros for a new log."""
+        return (self._events[0].seq, self._events[0].ts) if self._events else (0, 0)
+
+    def seq_before(self, ts: int) -> int:
+        """The seq of the last event that came before this time; 0 where there is none."""
+        index = bisect_left(self._events, ts, key=_ts)
+        return self._events[index - 1].seq if index else 0
+
+    def latest(self, found: Latest, before: int) -> int:
+        """Add to `found` what a bounded stretch below `before` has; the seq below which to go on, or 0."""
+        end = bisect_left(self._events, before, key=_seq)
+        begin = max(0, end - SCAN_ROWS)
+        for event in reversed(self._events[begin:end]):
+            found.add(event.seq, event.topic)
+        return self._events[begin].seq if begin else 0
 
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table: key columns, then value columns."""

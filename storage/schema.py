@@ -80,12 +80,22 @@ LAYOUTS: Final[Mapping[int, Layout]] = {
     VERSION: {"tail": _TAIL, "topics": _TOPICS, **{table.name: table.key + table.values for table in TABLES}},
 }
 
+_EVENTS: Final = """CREATE VIEW events AS
+        SELECT seq, strftime('%Y-%m-%dT%H:%M:%f', ts / 1e6, 'unixepoch') || 'Z' AS time, name AS topic,
+            flags & 3 AS qos, flags >> 2 & 1 AS retain, client,
+            CASE WHEN flags & 32 THEN NULL ELSE payload END AS payload,
+            CASE WHEN flags & 32 THEN NULL ELSE properties END AS properties, ts, expires
+        FROM tail JOIN topics ON topics.id = tail.topic"""
+"""What other tools can read; of what is encrypted, neither payload nor properties."""
+
 MIGRATIONS: Final[Mapping[int, tuple[str, ...]]] = {
     1: (
         "ALTER TABLE sessions ADD COLUMN shared BLOB",
         "ALTER TABLE sessions ADD COLUMN username TEXT",
         "UPDATE sessions SET shared = x'', username = ''",
         "CREATE TABLE shares (filter TEXT, position INTEGER, returned BLOB, PRIMARY KEY (filter))",
+        "DROP VIEW events",
+        _EVENTS,
     ),
 }
 """What makes the next version of each earlier one."""
@@ -93,10 +103,7 @@ MIGRATIONS: Final[Mapping[int, tuple[str, ...]]] = {
 _CREATION: Final = (
     f"CREATE TABLE tail ({' NOT NULL, '.join(_TAIL)} NOT NULL, PRIMARY KEY (seq))",
     f"CREATE TABLE topics ({', '.join(_TOPICS)} NOT NULL UNIQUE, PRIMARY KEY (id))",
-    """CREATE VIEW events AS
-        SELECT seq, strftime('%Y-%m-%dT%H:%M:%f', ts / 1e6, 'unixepoch') || 'Z' AS time, name AS topic,
-            flags & 3 AS qos, flags >> 2 & 1 AS retain, client, payload, properties, ts, expires
-        FROM tail JOIN topics ON topics.id = tail.topic""",
+    _EVENTS,
     *(
         f"CREATE TABLE {table.name} ({', '.join(table.key + table.values)}, "
         f"PRIMARY KEY ({', '.join(column.partition(' ')[0] for column in table.key)}))"

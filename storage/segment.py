@@ -15,11 +15,12 @@ from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from operator import attrgetter
 from pathlib import Path
 from types import TracebackType
-from typing import Final, Self
+from typing import TYPE_CHECKING, Final, Self
 
-from storage.interface import Accepts, Event
+from storage.interface import Accepts, Event, Latest
 from storage.segment_block import Block, weight
 from storage.segment_file import SegmentFile
 from storage.segment_format import Damaged
@@ -27,12 +28,18 @@ from storage.segment_index import Index
 from storage.segment_rebuild import Range, missing, rebuild
 from storage.segment_writer import SegmentInfo
 
+if TYPE_CHECKING:
+    from storage.datakey import Keys
+
 READ_BYTES: Final = 4 << 20
 """Bytes of topics, clients, properties and payloads after which a read returns with what it has."""
 SCAN_BLOCKS: Final = 128
 """Blocks that one read opens, roughly."""
 FILTERS: Final = 16
 """Filters of which it is remembered which blocks they concern."""
+
+
+_seq = attrgetter("seq")
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,8 +110,8 @@ class Recent:
 class Segment:
     """One open segment. `damaged` is told of each damage once, when it is met."""
 
-    def __init__(self, path: Path, damaged: Damages, recent: Recent) -> None:
-        self._file = file = SegmentFile(path)
+    def __init__(self, path: Path, damaged: Damages, recent: Recent, keys: Keys | None = None) -> None:
+        self._file = file = SegmentFile(path, keys)
         self.info = SegmentInfo(path, file.header, file.size)
         self._damaged = damaged
         self._index: Index | None = None
@@ -118,16 +125,23 @@ class Segment:
             damaged(Damage(path, note))
 
     @classmethod
-    def open(cls, path: Path, damaged: Damages = lambda damage: None, recent: Recent | None = None) -> Self:
+    def open(
+        cls,
+        path: Path,
+        damaged: Damages = lambda damage: None,
+        recent: Recent | None = None,
+        keys: Keys | None = None,
+    ) -> Self:
         """Open a segment. Its header is checked now, everything else as it is read.
 
         Readers in one thread may share what is kept of their segments.
 
         Raises:
             SegmentDamaged: it is no segment, or its header and the copy of it are both damaged.
-            StorageError: it is a newer Berm's, or encrypted, or can't be read.
+            SegmentLocked: it is encrypted, and these keys don't open it; it is intact.
+            StorageError: it is a newer Berm's, or can't be read.
         """
-        return cls(path, damaged, Recent() if recent is None else recent)
+        return cls(path, damaged, Recent() if recent is None else recent, keys)
 
     def close(self) -> None:
         """Give back the file and all memory."""
@@ -214,6 +228,29 @@ class Segment:
             for each in self._blocks(index, number, (block,)):
                 found[:0] = each.events_of((topic,))
         return found[-count:]
+
+    def latest(self, found: Latest, after: int, before: int) -> int:
+        """Add to `found` what the last stripe that has something wanted has of it, with after < seq < before.
+
+        The seq below which to go on: `after` + 1 where no stripe is left.
+
+        Raises:
+            StorageError: the file can't be read at the moment.
+        """
+        index = self._loaded()
+        stripes = index.stripes
+        topics = {topic for topic in index.topics.blocks if found.wants(topic)}
+        concerned = _mask(index, [index.topics.blocks[topic] for topic in topics]) if topics else None
+        for number in range(bisect_left(stripes.first, before) - 1, -1, -1):
+            if concerned is None:
+                break
+            if wanted := _wanted(index, number, concerned):
+                events = [event for block in self._blocks(index, number, wanted) for event in block.events_of(topics)]
+                for event in sorted(events, key=_seq, reverse=True):
+                    if after < event.seq < before:
+                        found.add(event.seq, event.topic)
+                return max(after + 1, stripes.first[number])
+        return after + 1
 
     def of_client(self, client: str) -> Iterator[Event]:
         """All events that a client has published, in order."""
@@ -329,14 +366,14 @@ class Segment:
             self._damaged(Damage(self.info.path, reason, events, tuple(ranges) if events else ()))
 
 
-def verify(path: Path) -> list[Damage]:
+def verify(path: Path, keys: Keys | None = None) -> list[Damage]:
     """Read all of a segment; what is wrong with it.
 
     Raises:
         StorageError: it can't be opened, see `Segment.open`.
     """
     found: list[Damage] = []
-    with Segment.open(path, found.append) as segment:
+    with Segment.open(path, found.append, None, keys) as segment:
         index = segment._loaded()
         for number in range(len(index.stripes.last)):
             for _ in segment._blocks(index, number, _wanted(index, number)):

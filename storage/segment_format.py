@@ -30,6 +30,10 @@ BLOCK_MAGIC: Final = b"BLK\x1a"
 INDEX: Final = 0xFFFFFFFF
 """What the index has for the number of its block."""
 ID_BYTES: Final = 8
+SALT_BYTES: Final = 16
+CHECK_BYTES: Final = 12
+TAG_BYTES: Final = 16
+"""What encryption adds to a block."""
 MOST_VALUES: Final = 1 << 24
 """No column of an index has more."""
 MOST_RAW_BYTES: Final = 1 << 30
@@ -38,7 +42,7 @@ MOST_RAW_BYTES: Final = 1 << 30
 _START: Final = Struct("<8sHH")
 """Magic, version, length of the header. Together with their CRC-32 these come first in every version."""
 _CRC: Final = Struct("<I")
-_SUMMARY: Final = Struct("<QQqqQQQIIII8s28x")
+_SUMMARY: Final = Struct(f"<QQqqQQQIIII{ID_BYTES}s{SALT_BYTES}s{CHECK_BYTES}s")
 _BLOCK: Final = Struct("<4s8sIIIQQIIIII")
 _COLUMN: Final = Struct("<IBq")
 _FIRST: Final = Struct("<q")
@@ -75,6 +79,10 @@ class Header:
     """Which key its blocks are encrypted with; 0: with none."""
     id: bytes
     """Eight bytes that no other segment has; every block repeats them. They begin each block's nonce."""
+    salt: bytes = bytes(SALT_BYTES)
+    """What the segment's own key is derived with."""
+    check: bytes = bytes(CHECK_BYTES)
+    """What is derived beside that key, to tell whether it is the right one."""
 
     def pack(self) -> bytes:
         """Its bytes."""
@@ -138,6 +146,10 @@ class BlockHeader:
     def pack(self) -> bytes:
         """Its bytes."""
         return _sealed(_BLOCK.pack(BLOCK_MAGIC, *astuple(self)))
+
+    def bound(self) -> bytes:
+        """Its bytes without the two checksums: what encryption binds the block to."""
+        return self.pack()[: -2 * _CRC.size]
 
     @classmethod
     def unpack(cls, data: bytes) -> BlockHeader:

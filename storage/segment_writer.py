@@ -16,17 +16,30 @@ import os
 import sys
 from collections.abc import Generator, Iterable
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from zstandard import ZstdCompressor
 
 from storage.interface import Event, StorageError, StorageFull
 from storage.segment_block import Run, encode, runs, weight
-from storage.segment_format import HEADER_BYTES, ID_BYTES, INDEX, MOST_RAW_BYTES, MOST_VALUES, BlockHeader, Header
+from storage.segment_format import (
+    HEADER_BYTES,
+    ID_BYTES,
+    INDEX,
+    MOST_RAW_BYTES,
+    MOST_VALUES,
+    TAG_BYTES,
+    BlockHeader,
+    Header,
+)
 from storage.segment_index import Index
+
+if TYPE_CHECKING:
+    from storage.datakey import DataKey
+    from storage.segment_cipher import SegmentCipher
 
 PARTIAL: Final = ".partial"
 """What the name of a file that is being written ends in."""
@@ -68,15 +81,19 @@ class Shape:
     block_events: int = BLOCK_EVENTS
 
 
-def write_segment(path: Path, events: Iterable[Event], shape: Shape = Shape()) -> SegmentInfo:
+def write_segment(
+    path: Path, events: Iterable[Event], shape: Shape = Shape(), key: DataKey | None = None
+) -> SegmentInfo:
     """Write these events, in ascending order of their seqs, to a file that must not be there yet.
+
+    With a data key, its blocks and its index are encrypted.
 
     Raises:
         ValueError: there is no event, one is out of order, or there are more than a segment can hold.
         StorageFull: no room.
         StorageError: the file is there already, or can't be written. Nothing of it is left.
     """
-    sealing = Sealing(path, events, shape)
+    sealing = Sealing(path, events, shape, key)
     while (info := sealing.step()) is None:
         pass
     return info
@@ -85,7 +102,7 @@ def write_segment(path: Path, events: Iterable[Event], shape: Shape = Shape()) -
 class Sealing:
     """The writing of one segment. Each step takes a few milliseconds, beside what the iterable itself needs."""
 
-    def __init__(self, path: Path, events: Iterable[Event], shape: Shape = Shape()) -> None:
+    def __init__(self, path: Path, events: Iterable[Event], shape: Shape = Shape(), key: DataKey | None = None) -> None:
         self.path = path
         self._written = path.with_name(path.name + PARTIAL)
         """Under which name it is in the directory."""
@@ -93,6 +110,7 @@ class Sealing:
         self._compressor = ZstdCompressor(level=shape.level)
         self._index = Index()
         self._id = os.urandom(ID_BYTES)
+        self._cipher = None if key is None else _cipher(key)
         self._at = HEADER_BYTES
         self._begun = 0
         """Up to where the disk was asked to begin writing."""
@@ -175,18 +193,24 @@ class Sealing:
     def _put(
         self, number: int, stripe: int, events: int, first: int, last: int, head: bytes, body: bytes
     ) -> Generator[None, None, int]:
-        """Compress and write one block; its size."""
+        """Compress, encrypt and write one block; its size."""
         if max(len(head), len(body)) > MOST_RAW_BYTES:
             raise ValueError("more than a segment can hold; seal fewer events at a time")
         heads = yield from self._compress(head)
         bodies = yield from self._compress(body)
-        checksum = 0
-        for piece in (*heads, *bodies):
-            checksum = crc32(piece, checksum)
         sizes = sum(map(len, heads)), len(head), sum(map(len, bodies)), len(body)
-        header = BlockHeader(self._id, number, stripe, events, first, last, *sizes, checksum)
-        self._write(b"".join((header.pack(), *heads, bodies[0])))
-        for piece in bodies[1:]:
+        header = BlockHeader(self._id, number, stripe, events, first, last, *sizes, 0)
+        pieces = [*heads, *bodies]
+        if self._cipher is not None:
+            header = replace(header, body_bytes=header.body_bytes + TAG_BYTES)
+            pieces = yield from self._encrypt(self._cipher, header, pieces)
+        checksum = 0
+        for piece in pieces:
+            checksum = crc32(piece, checksum)
+        header = replace(header, checksum=checksum)
+        begin = len(heads) + 1
+        self._write(b"".join((header.pack(), *pieces[:begin])))
+        for piece in pieces[begin:]:
             yield
             self._write(piece)
         yield
@@ -203,6 +227,19 @@ class Sealing:
             yield
         pieces.append(frame.flush())
         return pieces
+
+    def _encrypt(
+        self, cipher: SegmentCipher, header: BlockHeader, pieces: list[bytes]
+    ) -> Generator[None, None, list[bytes]]:
+        """The pieces of a block, encrypted; the tag stands behind the last of them."""
+        encryptor = cipher.sealing(header)
+        encrypted = []
+        for piece in pieces:
+            encrypted.append(encryptor.update(piece))
+            if len(pieces) > 2:
+                yield
+        encrypted[-1] += encryptor.finalize() + encryptor.tag
+        return encrypted
 
     def _write(self, data: bytes) -> None:
         assert self._file is not None
@@ -236,6 +273,9 @@ class Sealing:
             0,
             self._id,
         )
+        if self._cipher is not None:
+            cipher = self._cipher
+            header = replace(header, key=cipher.number, salt=cipher.salt, check=cipher.check)
         self._write(header.pack())
         file = self._file
         assert file is not None
@@ -249,6 +289,12 @@ class Sealing:
         self._file = None
         os.close(file)
         self._info = SegmentInfo(self.path, header, self._at)
+
+
+def _cipher(key: DataKey) -> SegmentCipher:
+    from storage.segment_cipher import SegmentCipher  # what isn't encrypted can do without
+
+    return SegmentCipher(key)
 
 
 def remove_partial(directory: Path) -> None:

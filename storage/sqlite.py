@@ -1,4 +1,6 @@
-"""The engine that lasts: one SQLite database in WAL mode, `berm.db`, with the log and all state in one file.
+"""The engine that lasts: a SQLite database in WAL mode, `berm.db`, with the log's tail and all state in one file.
+
+What is older than the tail lies beside it in sealed segments: sealer.py makes them, history.py reads them.
 
 The rules:
 
@@ -19,21 +21,24 @@ through JSON where a row for each of its elements would.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import sqlite3
-import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from functools import cache
+from operator import attrgetter
 from pathlib import Path
 from threading import Lock
-from typing import Final, NoReturn
+from time import perf_counter
+from typing import TYPE_CHECKING, Final, NoReturn
 
+from storage.catalog import DIRECTORY, Chain, Stretch
 from storage.database import (
     BUSY_SECONDS,
+    CHECK_SECONDS,
     DATABASE,
+    PAGE_BYTES,
     SUSPECT,
     WAL_BYTES,
     hold,
@@ -41,10 +46,14 @@ from storage.database import (
     open_reader,
     open_writer,
 )
-from storage.guard import NO_ROOM, RESERVE, Reserve, probe
+from storage.erasure import Eraser
+from storage.guard import NO_ROOM, RESERVE, Reserve, measure, probe
+from storage.history import History
 from storage.interface import (
+    META,
     Accepts,
     Event,
+    Latest,
     Row,
     StorageError,
     StorageFailed,
@@ -52,48 +61,34 @@ from storage.interface import (
     Table,
     Value,
 )
+from storage.keysource import KeysError
+from storage.retention import EVERYTHING, Keeper, Record, Retention
 from storage.schema import KINDS
+from storage.sealer import ROW_BYTES, USUAL, Chore, Policy, Sealer
+from storage.segment_block import weight
+from storage.tail import READ_BYTES, SCAN_ROWS, SEALED, Tail
+from storage.topics import Topics
+from storage.transition import OWN, check, encrypt
 
-PAGE_BYTES: Final = 4096
+if TYPE_CHECKING:
+    from storage.datakey import DataKey
+    from storage.values import Cipher, Opener, Unlock
+
 CHECKPOINT_PAGES: Final = 4000
 """Pages in the WAL after which they are copied into the database."""
 READERS_SECONDS: Final = 0.1
 """How long a checkpoint of a WAL that has become long waits for other programs to end their transactions."""
-SCAN_ROWS: Final = 16384
-"""Rows that one read looks at, whether they are accepted or not."""
-READ_BYTES: Final = 4 << 20
-"""Bytes of topics, clients, properties and payloads after which a read returns with what it has."""
 
 _ROWS: Final = (256, 64, 16, 4, 1)
 """Rows that one statement brings: the fewest statements that make up any number."""
 _COLUMNS: Final = 8
-_SHORTEST_STRETCH: Final = 256
-"""Rows that a read with a filter looks at first."""
-_ROW_BYTES: Final = 50
-"""What a row takes beside its payload and properties."""
-_TOPIC_BYTES: Final = 8 << 20
-"""Bytes that remembered ids of topics take before they are forgotten."""
-_ID_BYTES: Final = 150
-"""What one takes beside the topic's name."""
+
+_FLAGS: Final = 3
+_PROPERTIES: Final = 5
+_PAYLOAD: Final = 6
+"""Which columns these are."""
 
 _INSERT: Final = "INSERT INTO tail (seq, ts, topic, flags, client, properties, payload, expires)"
-_SELECT: Final = """SELECT seq, ts, topic, name, flags, client, properties, payload, expires
-    FROM tail LEFT JOIN topics ON topics.id = tail.topic"""
-_READ: Final = f"{_SELECT} WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?"
-_READ_TOPICS: Final = f"""{_SELECT} WHERE seq > ? AND seq <= ? AND topic IN (SELECT value FROM json_each(?))
-    ORDER BY seq LIMIT ?"""
-_GET: Final = f"{_SELECT} WHERE seq IN (SELECT value FROM json_each(?)) ORDER BY seq"
-_TOPICS_IN: Final = """SELECT sum(rows), max(last), json_group_array(json_array(topic, name))
-    FROM (
-        SELECT topic, count(*) AS rows, max(seq) AS last
-        FROM (SELECT seq, topic FROM tail WHERE seq > ? AND seq <= ? ORDER BY seq LIMIT ?)
-        GROUP BY topic
-    )
-    LEFT JOIN topics ON topics.id = topic"""
-"""The topics of a stretch; how many rows it has, and where it ends. Payloads are not touched."""
-_NEW_TOPICS: Final = "INSERT OR IGNORE INTO topics (name) SELECT value FROM json_each(?)"
-_TOPIC_IDS: Final = """SELECT json_group_array(json_array(name, id)) FROM topics
-    WHERE name IN (SELECT value FROM json_each(?))"""
 
 _FULL: Final = frozenset((sqlite3.SQLITE_FULL, sqlite3.SQLITE_IOERR_SHMSIZE))
 """What a full disk gives: the second where it is the index of the WAL that can't grow."""
@@ -102,28 +97,37 @@ _UNWRITTEN: Final = frozenset(
 )
 """What a quota gives, or a file system that has become read-only, or a disk that is broken."""
 
+_seq = attrgetter("seq")
 _logger = logging.getLogger("berm.storage")
 
 
 class SQLiteEngine:
     """The log in a directory. `commit` and `upkeep` come from one thread, `read` and `get` from another.
 
-    With `readonly` nothing is written, and a node may be running on the directory.
+    `policy` says when the oldest part of the log is sealed. With `readonly` nothing is written, and a node may be
+    running on the directory. `unlock` gives what encrypts and decrypts, and is called once the directory is held.
 
     Raises:
+        KeysError: the directory is encrypted, and the keys are not at hand.
         StorageError: the directory can't be used, or another node uses it.
     """
 
-    def __init__(self, directory: Path, *, readonly: bool = False) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        *,
+        readonly: bool = False,
+        policy: Policy = USUAL,
+        unlock: Unlock = lambda: None,
+        retention: Retention = EVERYTHING,
+        check_seconds: float = CHECK_SECONDS,
+    ) -> None:
         self.path = directory / DATABASE
         self.quarantined: Path | None = None
         """Where a damaged database now is; None where there was none."""
         self.reserve = Reserve(directory / RESERVE)
         self._suspect = directory / SUSPECT
         self._failure: StorageFailed | None = None
-        self._ids: dict[str, int] = {}
-        """Topic names to ids, as committed."""
-        self._ids_weight = 0
         self._full = True
         """Whether the writer's commits fsync at the moment."""
         self._gathered = CHECKPOINT_PAGES
@@ -133,36 +137,73 @@ class SQLiteEngine:
         self._reading = Lock()
         """Held during each transaction of the reader."""
         self._lock: int | None = None
-        if readonly:
-            with self._explained("opening"):
-                self._reader = self._writer = open_reader(self.path)
-            return
+        self.eraser: Eraser | None = None
+        """Carries out erasures; None where filters are nobody's business."""
         try:
-            self._lock = hold(directory)
+            if not readonly:
+                self._lock = hold(directory)
             try:
-                self._open(directory)
-            except StorageFull:
-                if not self.reserve.release():
+                self._open(directory, policy, unlock, retention, check_seconds)
+            except StorageError as error:
+                if readonly or not _without_room(error) or not self.reserve.release():
                     raise
-                self._open(directory)
+                self._open(directory, policy, unlock, retention, check_seconds)
         except OSError as error:
             self._release()
             raise StorageError(
                 f"cannot use the data directory {directory}: {error.filename or directory}: {error.strerror}; "
-                "set storage.path to one that can be written"
+                f"set storage.path to one that can be {'read' if readonly else 'written'}"
             ) from error
         except BaseException:
             self._release()
             raise
 
-    def _open(self, directory: Path) -> None:
-        with self._explained("opening"):
-            self._writer, self.quarantined = open_writer(directory)
-            try:
+    def _open(
+        self, directory: Path, policy: Policy, unlock: Unlock, retention: Retention, check_seconds: float
+    ) -> None:
+        readonly = self._lock is None
+        self._opener, self._cipher = _unlocked(directory, unlock)
+        keys = None if self._opener is None else self._opener.key
+        with ExitStack() as opened, self._explained("opening"):
+            if readonly:
+                self._reader = self._writer = open_reader(self.path)
+                check(self._reader, self._opener, directory)
+            else:
+                self._writer, self.quarantined = open_writer(directory, check_seconds)
+                opened.callback(self._writer.close)
+                if self._cipher is None:
+                    check(self._writer, None, directory)
+                else:
+                    encrypt(self._writer, self._cipher, directory)
                 self._reader = open_reader(self.path)
-            except BaseException:
-                self._writer.close()
-                raise
+            opened.callback(self._reader.close)
+            self._sealing = open_reader(self.path)
+            opened.callback(self._sealing.close)
+            self._tail = Tail(self._reader, self._opener)
+            self._first = Tail(self._writer).oldest()
+            self._topics = Topics(self._writer)
+            self._history = History(directory / DIRECTORY, readonly=readonly, keys=keys, data_key=self._data_key)
+            self._keeper = Keeper(self, self._writer, self._sealing, self._history, retention, self._room)
+            chores: tuple[Chore, ...] = (self._keeper,)
+            if retention.compile is not None:
+                self.eraser = Eraser(
+                    directory,
+                    self,
+                    self._writer,
+                    self._sealing,
+                    self._opener,
+                    self._topics,
+                    self._history,
+                    retention.compile,
+                )
+                chores = (self.eraser, self._keeper)
+            self._sealer = Sealer(
+                self, self._writer, self._sealing, self._topics, self._history, policy, self._opener, chores
+            )
+            opened.pop_all()
+
+    def _data_key(self) -> DataKey | None:
+        return None if self._cipher is None else self._cipher.data_key
 
     # -- writing
 
@@ -176,41 +217,60 @@ class SQLiteEngine:
         except StorageFull:
             self.reserve.release()
             raise
+        if not self._first[0]:
+            self._first = next(((event.seq, event.ts) for event in events if event.durability), self._first)
 
     def _write(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
-        writer = self._writer
+        began = perf_counter()
         try:
-            if sync is not self._full:
-                writer.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
-                self._full = sync
-            writer.execute("BEGIN IMMEDIATE")
-            written = self._insert(events)
-            for table, rows in state.items():
-                written += self._change(table, rows)
-            writer.execute("COMMIT")
-            self._gathered += 2 + written // PAGE_BYTES
+            with self._transaction(sync):
+                number, size, first_ts, last = self._insert(events)
+                written = size
+                for table, rows in state.items():
+                    written += self._change(table, rows)
         except BaseException:
-            self._forget()  # ids given in this transaction are gone with it
+            self._topics.forget()  # ids given in this transaction are gone with it
+            raise
+        self._gathered += 2 + written // PAGE_BYTES
+        self._sealer.committed(number, size, first_ts, last, sync, perf_counter() - began)
+
+    @contextmanager
+    def _transaction(self, sync: bool) -> Iterator[None]:
+        writer = self._writer
+        if sync is not self._full:
+            writer.execute(f"PRAGMA synchronous={'FULL' if sync else 'NORMAL'}")
+            self._full = sync
+        writer.execute("BEGIN IMMEDIATE")
+        try:
+            yield
+            writer.execute("COMMIT")
+        except BaseException:
             if writer.in_transaction:
                 writer.execute("ROLLBACK")
             raise
 
-    def upkeep(self) -> None:
-        """Copy what has gathered in the WAL into the database, once it is long enough. Between groups."""
-        if self._failure is not None or self._gathered < CHECKPOINT_PAGES:
-            return
+    def upkeep(self) -> bool:
+        """Copy what has gathered in the WAL into the database, once it is long enough; otherwise go on sealing.
+
+        Between groups. Whether there is more to do.
+        """
+        if self._failure is not None or self._lock is None:
+            return False
+        if self._gathered < CHECKPOINT_PAGES:
+            return self._sealer.turn()
         self._gathered = 0  # where it can't be done now, it is tried again after as many pages
         try:
             with self._explained("checkpointing"):
                 self._checkpoint()
         except StorageFailed:
-            pass  # the next group is told
+            return False  # the next group is told
         except StorageFull as error:
             if self.reserve.release():
                 self._gathered = CHECKPOINT_PAGES
             _logger.warning("%s; the WAL grows until it can be copied into the database", error)
         except StorageError as error:
             _logger.warning("%s; the WAL grows until it can be copied into the database", error)
+        return True
 
     def _checkpoint(self) -> None:
         """Copy the WAL into the database, so that the next group begins it anew.
@@ -236,17 +296,22 @@ class SQLiteEngine:
                 self._announced >> 20,
             )
 
-    def _insert(self, events: Sequence[Event]) -> int:
-        """Insert all but those that are kept in memory only; their size in bytes, roughly."""
-        ids = self._topic_ids(events)
+    def _insert(self, events: Sequence[Event]) -> tuple[int, int, int, int]:
+        """Insert all but those that are kept in memory only.
+
+        How many these are, their size in bytes, the time of the first and the seq of the last of them.
+        """
+        ids = self._topics.ids(events)
         values: list[Value] = []
-        written = 0
+        size = first_ts = last = 0
         for event in events:
             durability = event.durability
             if durability:
-                written += _ROW_BYTES + len(event.payload) + len(event.properties)
+                first_ts = first_ts or event.ts
+                last = event.seq
+                size += ROW_BYTES + len(event.payload) + len(event.properties)
                 values += (
-                    event.seq,
+                    last,
                     event.ts,
                     ids[event.topic],
                     event.qos | event.retain << 2 | durability << 3,
@@ -255,32 +320,19 @@ class SQLiteEngine:
                     event.payload,
                     event.expires,
                 )
+        if self._cipher is not None:
+            kept = [event for event in events if event.durability]
+            values[_FLAGS::_COLUMNS] = [SEALED | e.qos | e.retain << 2 | e.durability << 3 for e in kept]
+            values[_PROPERTIES::_COLUMNS] = [b""] * len(kept)
+            values[_PAYLOAD::_COLUMNS] = self._cipher.seal_events(kept)
         self._execute(_insert, values, _COLUMNS)
-        return written
-
-    def _topic_ids(self, events: Sequence[Event]) -> dict[str, int]:
-        """The ids of these events' topics, and of others; new topics are given theirs."""
-        ids = self._ids
-        topics = {event.topic for event in events if event.durability}
-        if not topics <= ids.keys():
-            if self._ids_weight > _TOPIC_BYTES:
-                self._forget()
-            names = json.dumps([topic for topic in topics if topic not in ids])
-            self._writer.execute(_NEW_TOPICS, (names,))
-            for topic, id in json.loads(self._writer.execute(_TOPIC_IDS, (names,)).fetchone()[0]):
-                ids[topic] = id
-                self._ids_weight += _ID_BYTES + len(topic)
-        return ids
-
-    def _forget(self) -> None:
-        self._ids.clear()
-        self._ids_weight = 0
+        return len(values) // _COLUMNS, size, first_ts, last
 
     def _change(self, table: Table, rows: dict[Row, Row | None]) -> int:
         """Change rows of state; the bytes of the pages that this touches, at the most but for large values."""
         put: list[Value] = []
         gone: list[Value] = []
-        for key, values in rows.items():
+        for key, values in (rows if self._cipher is None else self._cipher.seal_rows(table, rows)).items():
             if values is None:
                 gone += key
             else:
@@ -299,60 +351,117 @@ class SQLiteEngine:
                 self._writer.execute(statement(rows), values if size == end else values[at : at + size])
                 at += size
 
+    def reading(self) -> AbstractContextManager[None]:
+        """For the sealer: what it reads may fail without harm."""
+        return self._explained("reading")
+
+    @contextmanager
+    def changing(self, size: int, *, sync: bool = False) -> Iterator[None]:
+        """For the sealer: a transaction of so many bytes, which waits for an fsync only if it is to."""
+        self._gathered += 2 + size // PAGE_BYTES
+        with self._explained("tidying up"), self._transaction(sync=sync):
+            yield
+
+    def cut(self) -> bool:
+        """For erasure: copy all of the WAL into the database, and cut it to nothing; whether nobody was in the way."""
+        self._writer.execute(f"PRAGMA busy_timeout={READERS_SECONDS * 1000:.0f}")
+        try:
+            with self._reading, self._explained("checkpointing"):
+                blocked: int = self._writer.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()[0]
+        finally:
+            self._writer.execute(f"PRAGMA busy_timeout={BUSY_SECONDS * 1000:.0f}")
+        return not blocked
+
+    @property
+    def retention(self) -> Record:
+        """What retention has taken. Alone with `oldest` it may be asked from the loop."""
+        return self._keeper.record
+
+    def _room(self) -> tuple[int, int]:
+        free, total = measure(self.path.parent)
+        return free + self.reserve.held, total
+
     # -- reading
 
     def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
         """At most `limit` accepted events with after < seq <= upto, in order, and the seq up to which was looked."""
         found: list[Event] = []
-        with self._reading, self._explained("reading"):
-            if accepts is not None:
-                return found, self._read_accepted(found, after, upto, limit, accepts)
-            room = self._take(found, READ_BYTES, _READ, (after, upto, limit))
-        return found, upto if room > 0 and len(found) < limit else found[-1].seq
+        room, left = READ_BYTES, SCAN_ROWS
+        while True:
+            events, reached, end = self._read_part(after, upto, limit - len(found), accepts, room)
+            found += events
+            if reached < end or end == upto or len(found) == limit:
+                return found, reached
+            left -= reached - after
+            room -= sum(map(weight, events))
+            if left <= 0 or room <= 0:
+                return found, reached
+            after = reached
 
-    def _read_accepted(self, found: list[Event], after: int, upto: int, limit: int, accepts: Accepts) -> int:
-        """Fill `found`, stretch by stretch, each longer than the one before; the seq up to which was looked."""
-        room = READ_BYTES
-        left, stretch = SCAN_ROWS, max(limit, _SHORTEST_STRETCH)
-        while left > 0 and after < upto:
-            stretch = min(stretch, left)
-            rows, last, topics = self._reader.execute(_TOPICS_IN, (after, upto, stretch)).fetchone()
-            if not rows:
-                return upto
-            wanted = [topic for topic, name in json.loads(topics) if accepts(_known(topic, name))]
-            if wanted:
-                room = self._take(found, room, _READ_TOPICS, (after, last, json.dumps(wanted), limit - len(found)))
-                if room <= 0 or len(found) == limit:
-                    return found[-1].seq
-            after = last
-            left -= rows
-            stretch *= 4
-        return after
-
-    def _take(self, found: list[Event], room: int, query: str, parameters: Sequence[Value]) -> int:
-        """Add the events that a query gives, while there is room for them; the bytes of room that are left."""
-        with closing(self._reader.execute(query, parameters)) as rows:
-            for seq, ts, id, topic, flags, client, properties, payload, expires in rows:
-                if not (
-                    type(properties) is type(payload) is bytes
-                    and type(topic) is type(client) is str
-                    and type(ts) is type(flags) is type(expires) is int
-                ):
-                    raise sqlite3.DatabaseError(f"the event {seq}, of topic {id}, is damaged")
-                found.append(
-                    Event(seq, ts, topic, payload, flags & 3, flags & 4 != 0, client, properties, expires, flags >> 3)
-                )
-                room -= len(topic) + len(client) + len(properties) + len(payload)
-                if room <= 0:
-                    break
-        return room
+    def _read_part(
+        self, after: int, upto: int, limit: int, accepts: Accepts | None, room: int
+    ) -> tuple[list[Event], int, int]:
+        """The same of whoever serves what comes next, a segment or the tail; and up to where it does."""
+        while True:
+            chain = self._history.chain
+            stretch, end = chain.find(after)
+            end = min(end, upto)
+            if stretch is not None:
+                return *self._history.read(stretch, after, end, limit, accepts, room), end
+            with self._reading, self._explained("reading"):
+                events, reached = self._tail.read(after, end, limit, accepts, room)
+            if not self._history.changed(chain):
+                return events, reached, end
 
     def get(self, seqs: Sequence[int]) -> list[Event]:
         """The events with these seqs that are still kept, in order."""
-        found: list[Event] = []
-        with self._reading, self._explained("reading"):
-            self._take(found, sys.maxsize, _GET, (json.dumps(list(seqs)),))
-        return found
+        while True:
+            chain = self._history.chain
+            sealed: dict[Stretch, list[int]] = {}
+            rest: list[int] = []
+            for seq in seqs:
+                stretch, _ = chain.find(seq - 1)
+                (rest if stretch is None else sealed.setdefault(stretch, [])).append(seq)
+            with self._reading, self._explained("reading"):
+                found = self._tail.get(rest) if rest else []
+            if not rest or not self._history.changed(chain):
+                break
+        for stretch, some in sealed.items():
+            found += self._history.get(stretch, some)
+        return sorted(found, key=_seq) if sealed else found
+
+    def oldest(self) -> tuple[int, int]:
+        """The seq and the time of the oldest event that is kept, or of an older one; zeros for a new log."""
+        stretches = self._history.chain.stretches
+        return (stretches[0].after + 1, stretches[0].first_ts) if stretches else self._first
+
+    def seq_before(self, ts: int) -> int:
+        """The seq of the last event that came before this time; 0 where there is none."""
+        while True:
+            chain = self._latest()
+            for stretch in chain.stretches:
+                if stretch.sound and stretch.last_ts >= ts:
+                    return self._history.seq_before(stretch, ts)
+            with self._reading, self._explained("reading"):
+                found = self._tail.seq_before(ts, chain.last)
+            if not self._history.changed(chain):
+                return found
+
+    def latest(self, found: Latest, before: int) -> int:
+        """Add to `found` what a bounded stretch below the seq `before` has; the seq below which to go on, or 0."""
+        while True:
+            chain = self._history.chain
+            stretch, after = chain.find_below(before)
+            if stretch is not None:
+                reached = self._history.latest(stretch, found, before)
+                break
+            with self._reading, self._explained("reading"):
+                names, reached = self._tail.names(after, before)
+            if not self._history.changed(chain):
+                for seq, topic in names:
+                    found.add(seq, topic)
+                break
+        return reached if reached > 1 else 0
 
     def rows(self, table: Table) -> list[Row]:
         """Every row of a table: key columns, then value columns."""
@@ -363,25 +472,49 @@ class SQLiteEngine:
                 for value, kind in zip(row, kinds, strict=True):
                     if value is not None and type(value) is not kind:
                         raise sqlite3.DatabaseError(f"the row {row[0]!r} of {table.name} is damaged")
-        return rows
+            encrypted = self._cipher is not None or check(self._reader, self._opener, self.path.parent)
+        if not encrypted or self._opener is None:
+            return rows
+        return [row for row in self._opener.rows(table, rows) if table is not META or row[0] not in OWN]
+
+    @property
+    def segments(self) -> list[Stretch]:
+        """Every sealed segment, in order."""
+        self._latest()
+        return self._history.files
+
+    def unsealed(self, after: int) -> int:
+        """How many events above a seq are in the tail of the log, and not sealed."""
+        with self._reading, self._explained("reading"):
+            number: int = self._reader.execute(
+                "SELECT count(*) FROM tail WHERE seq > ?", (max(after, self._latest().last),)
+            ).fetchone()[0]
+        return number
 
     def last(self) -> int:
         """The highest seq that was ever committed and is still there; 0 for a new log."""
-        return self._number("SELECT max(seq) FROM tail")
+        with self._reading, self._explained("reading"):
+            last = self._tail.last()
+        return max(last, self._latest().last)
 
     def last_ts(self) -> int:
         """The time of the last committed event; 0 for a new log."""
-        return self._number("SELECT ts FROM tail ORDER BY seq DESC LIMIT 1")
-
-    def _number(self, query: str) -> int:
         with self._reading, self._explained("reading"):
-            row = self._reader.execute(query).fetchone()
-        return row[0] or 0 if row else 0
+            last_ts = self._tail.last_ts()
+        return max(last_ts, *(stretch.last_ts for stretch in self._latest().stretches[-1:]), 0)
+
+    def _latest(self) -> Chain:
+        """The segments as they are now that the tail has been looked at."""
+        self._history.changed(self._history.chain)
+        return self._history.chain
 
     # -- the end, and when SQLite fails
 
     def close(self) -> None:
         """Give back every resource. Committed groups stay."""
+        self._sealer.close()
+        self._sealing.close()
+        self._history.close()
         # The last connection to be closed copies the WAL into the database, if it may write. After a failure none may.
         if self._failure is None:
             self._reader.close()
@@ -423,10 +556,26 @@ class SQLiteEngine:
         raise self._failure from error
 
 
-def _known(topic: object, name: object) -> str:
-    if not isinstance(name, str):
-        raise sqlite3.DatabaseError(f"the topic {topic} has no name")
-    return name
+def _unlocked(directory: Path, unlock: Unlock) -> tuple[Opener | None, Cipher | None]:
+    """What opens values in a directory, and what seals them where they are to be sealed."""
+    found = unlock()
+    if found is None:
+        return None, None
+    from storage.values import Cipher, Opener  # where nothing is encrypted, none of it is needed
+    from storage.vault import Vault
+
+    if isinstance(found, Vault):
+        cipher = Cipher(found, directory)
+        return cipher, cipher
+    return Opener(found, directory), None
+
+
+def _without_room(error: StorageError) -> bool:
+    """Whether a full disk is why a directory can't be opened."""
+    cause = error.__cause__
+    return isinstance(error, StorageFull) or (
+        isinstance(error, KeysError) and isinstance(cause, OSError) and cause.errno in NO_ROOM
+    )
 
 
 @cache

@@ -7,13 +7,19 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from time import sleep
 from typing import Final, Protocol
 
-from storage.interface import FSYNC, Accepts, Engine, Event, Group, Row, StorageError, Table
+from storage.interface import FSYNC, Accepts, Engine, Event, Group, Latest, Row, StorageError, Table
+from storage.keysource import OPERATOR_KEY_BYTES
 from storage.log import Log
 from storage.memory import MemoryEngine
+from storage.sealer import Policy
 from storage.sqlite import SQLiteEngine
+from storage.values import Unlock
+from storage.vault import Vault
 
 START: Final = 1_700_000_000_000_000
 """The time of the first event, µs since the epoch."""
@@ -51,7 +57,75 @@ class SQLiteStore:
         return SQLiteEngine(self._directory)
 
 
-STORES: Final[tuple[Callable[[Path], Store], ...]] = (MemoryStore, SQLiteStore)
+class _Sealing(SQLiteEngine):
+    """One that has sealed all but the last group when `commit` returns, and has deleted what it has sealed."""
+
+    def __init__(self, directory: Path, unlock: Unlock = lambda: None) -> None:
+        super().__init__(directory, policy=Policy(bytes=1, age=1 << 62), unlock=unlock)
+
+    def commit(self, events: Sequence[Event], state: State, sync: bool) -> None:
+        """Commit with an fsync, since nothing else is sealed."""
+        super().commit(events, state, sync=True)
+        while self.upkeep():
+            sleep(0)  # for the thread that writes the segment
+
+
+class SealingStore:
+    """A data directory where a segment follows each group."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def open(self) -> Engine:
+        """A new engine over the same files."""
+        return _Sealing(self._directory)
+
+
+@dataclass(frozen=True, slots=True)
+class OperatorKey:
+    """An operator's key that is at hand."""
+
+    key: bytes = b"\xa5" * OPERATOR_KEY_BYTES
+
+    def read(self) -> bytes:
+        """The key."""
+        return self.key
+
+
+def vault(directory: Path) -> Vault:
+    """What encrypts in a data directory, with the same operator's key each time."""
+    return Vault(directory, (OperatorKey(),), START, 0)
+
+
+class EncryptedStore:
+    """A data directory in which all is encrypted, and where a segment follows each group."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def open(self) -> Engine:
+        """A new engine over the same files."""
+        return _Sealing(self._directory, lambda: vault(self._directory))
+
+
+class EncryptedTailStore:
+    """A data directory in which all is encrypted, and nothing is sealed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+
+    def open(self) -> Engine:
+        """A new engine over the same files."""
+        return SQLiteEngine(self._directory, unlock=lambda: vault(self._directory))
+
+
+STORES: Final[tuple[Callable[[Path], Store], ...]] = (
+    MemoryStore,
+    SQLiteStore,
+    SealingStore,
+    EncryptedStore,
+    EncryptedTailStore,
+)
 
 
 def event(
@@ -83,12 +157,12 @@ class Turns:
     """A worker that works when it is told to, so that a test decides who comes first."""
 
     def __init__(self) -> None:
-        self._queue: deque[tuple[Callable[[], object], Done, Callable[[], None] | None]] = deque()
+        self._queue: deque[tuple[Callable[[], object], Done, Callable[[], object] | None]] = deque()
 
     def __len__(self) -> int:
         return len(self._queue)
 
-    def submit(self, work: Callable[[], object], done: Done, after: Callable[[], None] | None = None) -> None:
+    def submit(self, work: Callable[[], object], done: Done, after: Callable[[], object] | None = None) -> None:
         """Remember it."""
         self._queue.append((work, done, after))
 
@@ -102,8 +176,8 @@ class Turns:
                 done(None, error)
             else:
                 done(result, None)
-            if after is not None:
-                after()
+            while after is not None and after() is True:
+                pass
 
     def run(self) -> None:
         """Work until nothing is left, that which comes meanwhile included."""
@@ -135,10 +209,10 @@ class Unreliable:
             raise self.commit_fails.pop(0)
         self._engine.commit(events, state, sync)
 
-    def upkeep(self) -> None:
+    def upkeep(self) -> bool:
         """Count it."""
         self.upkeeps += 1
-        self._engine.upkeep()
+        return self._engine.upkeep()
 
     def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
         """Read, or fail."""
@@ -149,6 +223,20 @@ class Unreliable:
         """Read, or fail."""
         self._reading()
         return self._engine.get(seqs)
+
+    def oldest(self) -> tuple[int, int]:
+        """As the other does."""
+        return self._engine.oldest()
+
+    def seq_before(self, ts: int) -> int:
+        """Look, or fail."""
+        self._reading()
+        return self._engine.seq_before(ts)
+
+    def latest(self, found: Latest, before: int) -> int:
+        """Look, or fail."""
+        self._reading()
+        return self._engine.latest(found, before)
 
     def _reading(self) -> None:
         self.reads += 1

@@ -161,7 +161,7 @@ def test_reads_give_what_lies_between_their_bounds(
     events = [event(seq := seq + step, topic) for step, topic in steps]
     with TemporaryDirectory() as directory:
         for number, make in enumerate(STORES):
-            engine = make(Path(directory)).open()
+            engine = make(Path(directory) / str(number)).open()
             for at in range(0, len(events), 7):
                 engine.commit(events[at : at + 7], {}, number % 2 == 0)
             for after, upto, limit, topics in reads:
@@ -197,10 +197,10 @@ def test_a_read_looks_at_a_bounded_stretch_and_can_be_gone_on_with_from_there(en
         return topic == "quiet"
 
     found, reached = engine.read(0, 40_000, 10, accepts)
-    assert found == []
-    assert 0 < reached < 40_000
     assert len(judged) < 30_000
-    assert read_all(engine, accepts, reached) == events[-1:]
+    if not found:  # whoever has an index of topics finds it at once
+        assert 0 < reached < 40_000
+    assert found + read_all(engine, accepts, reached) == events[-1:]
 
 
 def test_a_sparse_filter_fills_its_limit_from_one_stretch(engine: Engine) -> None:

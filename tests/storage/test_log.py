@@ -112,8 +112,26 @@ def test_rows_that_the_listener_adds_go_with_the_group_that_is_sealed(rig: Rig) 
 def test_upkeep_follows_each_commit(rig: Rig) -> None:
     rig.commit(FSYNC)
     rig.commit(OS)
+    before = rig.engine.upkeeps
+    rig.commit(FSYNC)
+    assert rig.engine.upkeeps > before
+    before = rig.engine.upkeeps
     rig.commit(MEMORY)
-    assert rig.engine.upkeeps == 2
+    assert rig.engine.upkeeps == before
+
+
+def test_where_no_group_brings_it_upkeep_goes_on_with_every_retry(rig: Rig) -> None:
+    rig.commit(FSYNC)
+    before = rig.engine.upkeeps
+    for expected in (0, 1, 2):
+        rig.log.retry()
+        rig.writer.run()
+        assert rig.engine.upkeeps == before + expected
+    rig.commit(FSYNC)
+    before = rig.engine.upkeeps
+    rig.log.retry()
+    rig.writer.run()
+    assert rig.engine.upkeeps == before, "the group has brought it"
 
 
 # -- refusal
@@ -193,7 +211,6 @@ def test_a_group_of_which_nothing_is_left_ends_the_failure_when_it_commits(rig: 
 def test_retry_does_nothing_while_a_group_is_on_its_way_or_all_is_well(rig: Rig) -> None:
     rig.log.retry()
     rig.append()
-    rig.log.retry()
     assert len(rig.writer) == 0
     rig.log.flush()
     rig.log.retry()
@@ -653,3 +670,27 @@ def test_a_log_without_a_listener_tries_all_of_a_refused_group_again(store: Stor
     writer.run()
     assert seqs(read_all(engine)) == [1]
     engine.close()
+
+
+# -- forgetting
+
+
+def test_what_is_forgotten_is_read_from_the_engine_by_whoever_comes_later(rig: Rig) -> None:
+    for _ in range(3):
+        rig.commit(FSYNC, FSYNC)
+    rig.log.forget(lambda event: event.seq in (1, 2, 4))
+    assert seqs([event for chunk in rig.log._ring for event in chunk.events]) == [3, 5, 6]
+    assert seqs(rig.log.cursor(0, None, lambda: None).batch(10)) == [3, 5, 6]
+    rig.commit(FSYNC)
+    reader = rig.log.cursor(2, None, lambda: None)
+    assert seqs(reader.batch(10)) == [3, 5, 6, 7]
+
+
+def test_with_nothing_left_in_memory_everything_goes_on(rig: Rig) -> None:
+    rig.commit(FSYNC, FSYNC)
+    rig.log.forget(lambda event: True)
+    assert rig.log.remembered == 2
+    reader = rig.log.cursor(2, None, lambda: None)
+    assert reader.next() is None
+    rig.commit(FSYNC)
+    assert seqs(reader.batch(10)) == [3]

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from storage.interface import DURABILITY, MEMORY, OS, Event, StorageError, StorageFull
-from tests.storage.contract import STORES, MemoryStore, Rig, SQLiteStore, Store
+from tests.storage.contract import (
+    STORES,
+    EncryptedStore,
+    EncryptedTailStore,
+    MemoryStore,
+    Rig,
+    SealingStore,
+    SQLiteStore,
+    Store,
+)
 
 RING_BYTES = 2500
 """Six events or so."""
@@ -279,9 +288,27 @@ class OverSQLite(LogMachine):
     make = SQLiteStore
 
 
+class OverSegments(LogMachine):
+    make = SealingStore
+
+
+class OverEncryption(LogMachine):
+    make = EncryptedStore
+
+
+class OverAnEncryptedTail(LogMachine):
+    make = EncryptedTailStore
+
+
 assert len(STORES) == len(LogMachine.__subclasses__()), "an engine has no machine of its own"
 
 OverMemory.TestCase.settings = settings(max_examples=80, stateful_step_count=60, deadline=None)
 OverSQLite.TestCase.settings = settings(max_examples=20, stateful_step_count=60, deadline=None)
+OverSegments.TestCase.settings = settings(max_examples=12, stateful_step_count=60, deadline=None)
+OverEncryption.TestCase.settings = settings(max_examples=3, stateful_step_count=60, deadline=None)
+OverAnEncryptedTail.TestCase.settings = settings(max_examples=6, stateful_step_count=60, deadline=None)
 TestOverMemory = OverMemory.TestCase
 TestOverSQLite = OverSQLite.TestCase
+TestOverSegments = OverSegments.TestCase
+TestOverEncryption = OverEncryption.TestCase
+TestOverAnEncryptedTail = OverAnEncryptedTail.TestCase

@@ -255,7 +255,8 @@ def test_an_earlier_version_without_one_of_its_tables_is_set_aside_as_it_was(tmp
     before = _all(path) if name != "tail" else {}
     with _started(tmp_path) as engine:
         assert engine.quarantined is not None
-        assert engine.last() == 0
+        assert len(read_all(engine)) == (0 if name in ("tail", "topics") else 10)
+        assert len(engine.rows(SESSIONS)) == (0 if name == "sessions" else 4)
         moved = engine.quarantined
     if before:
         assert _all(moved) == before
@@ -284,7 +285,8 @@ def test_an_earlier_version_in_which_damage_was_suspected_and_is_found_is_set_as
     (tmp_path / SUSPECT).touch()
     with _started(tmp_path) as engine:
         assert engine.quarantined is not None
-        assert read_all(engine) == []
+        assert 9 <= len(read_all(engine)) <= 10, "one may have had the topic that is gone"
+        assert 3 <= len(engine.rows(SESSIONS)) <= 4
 
 
 def test_an_earlier_version_whose_pages_are_noise_is_set_aside_when_the_migration_meets_them(tmp_path: Path) -> None:
@@ -301,7 +303,7 @@ def test_an_earlier_version_whose_pages_are_noise_is_set_aside_when_the_migratio
     with _started(tmp_path) as engine:
         assert engine.quarantined is not None
         assert engine.quarantined.read_bytes() == bytes(data), "not a byte of it was changed"
-        assert engine.rows(SESSIONS) == []
+        assert 2800 < len(engine.rows(SESSIONS)) < 3004
 
 
 @pytest.mark.parametrize("version", [-1, -0x80000000])

@@ -12,10 +12,11 @@ from zlib import crc32
 
 import pytest
 
+from storage.datakey import DataKey
 from storage.interface import Event, StorageError
 from storage.segment import Damage, Segment, verify
 from storage.segment_file import SegmentDamaged
-from storage.segment_format import BLOCK_HEADER_BYTES, HEADER_BYTES, BlockHeader, Header
+from storage.segment_format import BLOCK_HEADER_BYTES, HEADER_BYTES, BlockHeader
 from storage.segment_writer import Shape, write_segment
 from tests.storage.contract import event
 from tests.storage.test_segment import read_all
@@ -23,15 +24,16 @@ from tests.storage.test_segment import read_all
 SMALL = Shape(level=9, stripe_events=9, block_events=3)
 EVENTS = [event(seq, f"plant/line{seq % 4}", b'{"value":%d}' % (seq * 7919)) for seq in range(1, 30) if seq % 13]
 LARGE = [event(seq, f"plant/line{seq % 40}", Random(seq).randbytes(60)) for seq in range(1, 4001) if seq % 13]
+KEY = DataKey(3, Random(1).randbytes(32))
 
 
 class Image:
     """The bytes of a segment, and a place to put changed ones."""
 
-    def __init__(self, path: Path, events: list[Event], shape: Shape) -> None:
+    def __init__(self, path: Path, events: list[Event], shape: Shape, key: DataKey | None) -> None:
         self.path = path
         self.events = events
-        self.header = write_segment(path, events, shape).header
+        self.header = write_segment(path, events, shape, key).header
         self.data = path.read_bytes()
 
     def blocks(self) -> Iterator[tuple[int, BlockHeader]]:
@@ -59,7 +61,7 @@ class Image:
         self.path.unlink()
         self.path.write_bytes(data)
         reported: list[Damage] = []
-        with Segment.open(self.path, reported.append) as segment:
+        with Segment.open(self.path, reported.append, keys=keys) as segment:
             found = read_all(segment)
             read_all(segment, 3)
             lost = _without(self.events, found)
@@ -75,8 +77,13 @@ class Image:
             assert read_all(segment, 500, topic.__eq__) == of_topic
             assert segment.last_of(topic, 2) == of_topic[-2:]
             assert list(segment.of_client("press-7")) == found
-        assert sorted(map(str, verify(self.path))) == sorted(map(str, reported))
+        assert sorted(map(str, verify(self.path, keys))) == sorted(map(str, reported))
         return found, reported
+
+
+def keys(number: int) -> DataKey | None:
+    """The one key that there is."""
+    return KEY if number == KEY.number else None
 
 
 def _without(events: list[Event], others: list[Event]) -> list[Event]:
@@ -84,14 +91,14 @@ def _without(events: list[Event], others: list[Event]) -> list[Event]:
     return [event for event in events if by_seq.get(event.seq) != event]
 
 
-@pytest.fixture
-def small(tmp_path: Path) -> Image:
-    return Image(tmp_path / "small.segment", EVENTS, SMALL)
+@pytest.fixture(params=[None, KEY], ids=["plain", "encrypted"])
+def small(tmp_path: Path, request: pytest.FixtureRequest) -> Image:
+    return Image(tmp_path / "small.segment", EVENTS, SMALL, request.param)
 
 
-@pytest.fixture
-def large(tmp_path: Path) -> Image:
-    return Image(tmp_path / "large.segment", LARGE, Shape(3, 800, 64))
+@pytest.fixture(params=[None, KEY], ids=["plain", "encrypted"])
+def large(tmp_path: Path, request: pytest.FixtureRequest) -> Image:
+    return Image(tmp_path / "large.segment", LARGE, Shape(3, 800, 64), request.param)
 
 
 def test_a_changed_byte_costs_one_block_at_most_wherever_it_is(small: Image) -> None:
@@ -193,7 +200,7 @@ def test_random_bytes_are_no_segment(tmp_path: Path) -> None:
 def test_a_block_of_another_segment_is_not_taken_for_ones_own(large: Image, tmp_path: Path) -> None:
     """As a disk may give it back that has lost a write, and still has what was there before."""
     others = [event(each.seq, each.topic, Random(-each.seq).randbytes(60)) for each in LARGE]
-    other = Image(tmp_path / "other.segment", others, Shape(3, 800, 64))
+    other = Image(tmp_path / "other.segment", others, Shape(3, 800, 64), KEY if large.header.key else None)
     place, header = next(
         mine
         for mine, theirs in zip(large.blocks(), other.blocks(), strict=True)
@@ -207,7 +214,7 @@ def test_a_block_of_another_segment_is_not_taken_for_ones_own(large: Image, tmp_
 def test_a_segment_in_a_payload_is_not_taken_for_blocks(small: Image, tmp_path: Path) -> None:
     """Payloads that don't compress stand in the file as they are, and blocks are looked for among them."""
     noise, block = Random(8).randbytes(100_000), small.data[HEADER_BYTES : HEADER_BYTES + next(small.blocks())[1].size]
-    outer = Image(tmp_path / "outer.segment", [event(1), event(2, payload=noise + block), event(3)], Shape())
+    outer = Image(tmp_path / "outer.segment", [event(1), event(2, payload=noise + block), event(3)], Shape(), None)
     assert block in outer.data
     found, reported = outer.survives(outer.flipped(outer.header.index_at, HEADER_BYTES))
     assert found == []
@@ -227,12 +234,12 @@ def test_a_bad_sector_costs_its_block_and_other_errors_only_the_read(large: Imag
         return read
 
     reported: list[Damage] = []
-    with Segment.open(large.path, reported.append) as segment:
+    with Segment.open(large.path, reported.append, keys=keys) as segment:
         with patch("os.pread", failing(errno.ENOMEM)), pytest.raises(StorageError, match=r"reading .*large.segment: "):
             read_all(segment)
         assert reported == []
         assert read_all(segment) == LARGE
-    with Segment.open(large.path, reported.append) as segment, patch("os.pread", failing(errno.EIO)):
+    with Segment.open(large.path, reported.append, keys=keys) as segment, patch("os.pread", failing(errno.EIO)):
         assert len(read_all(segment)) == len(LARGE) - header.events
     assert [damage.events for damage in reported] == [header.events]
     assert "Input/output error" in reported[0].reason
@@ -252,13 +259,6 @@ def test_a_segment_of_a_newer_version_is_refused(small: Image) -> None:
     with pytest.raises(StorageError, match=r"written by a newer Berm \(segment format 2, this one knows 1\)") as raised:
         Segment.open(small.path)
     assert not isinstance(raised.value, SegmentDamaged), "it must not be set aside as if it were damaged"
-
-
-def test_an_encrypted_segment_is_refused(small: Image) -> None:
-    key = Header.pack(Header(**{name: getattr(small.header, name) for name in Header.__slots__} | {"key": 9}))
-    small.path.write_bytes(key + small.data[HEADER_BYTES:-HEADER_BYTES] + key)
-    with pytest.raises(StorageError, match=r"is encrypted \(key 9\)"):
-        Segment.open(small.path)
 
 
 def test_what_is_no_file_is_refused(tmp_path: Path) -> None:

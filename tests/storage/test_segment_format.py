@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hmac
 import struct
 from itertools import islice
 from pathlib import Path
@@ -9,11 +10,13 @@ from zlib import crc32
 
 import pytest
 import zstandard
+from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bench.segments import telemetry
 from storage import segment_format
+from storage.datakey import DataKey
 from storage.interface import OS, Event
 from storage.segment_format import Columns, differences, numbers, strings
 from storage.segment_writer import Shape, write_segment
@@ -47,7 +50,16 @@ class Head:
         return [self.take(length).decode() for length in self.numbers()]
 
 
-def decode(data: bytes) -> tuple[list[tuple[object, ...]], tuple[object, ...], Head]:
+def decrypt(secret: bytes, header: tuple[bytes, bytes, bytes], block: bytes) -> bytes:
+    """Head and body of a block of an encrypted file."""
+    id, salt, check = header
+    first = hmac.digest(secret, b"berm segment" + salt + b"\x01", "sha256")
+    second = hmac.digest(secret, first + b"berm segment" + salt + b"\x02", "sha256")
+    assert second[:12] == check
+    return AESGCM(first).decrypt(id + block[12:16], block[64:], block[:56])
+
+
+def decode(data: bytes, secret: bytes = b"") -> tuple[list[tuple[object, ...]], tuple[object, ...], Head]:
     """The events of a file, its header, and the columns of its index."""
     head = data[:128]
     assert head == data[-128:]
@@ -56,7 +68,7 @@ def decode(data: bytes) -> tuple[list[tuple[object, ...]], tuple[object, ...], H
         *struct.unpack("<I", head[12:16]),
         *struct.unpack("<I", head[124:]),
     )
-    header = struct.unpack("<QQqqQQQIIII8s", head[16:96])
+    header = struct.unpack("<QQqqQQQIIII8s16s12s", head[16:124])
     index_at, id = header[6], header[11]
     events: list[tuple[object, ...]] = []
     at, number = 128, 0
@@ -66,15 +78,18 @@ def decode(data: bytes) -> tuple[list[tuple[object, ...]], tuple[object, ...], H
         assert (magic, its_id, own) == (b"BLK\x1a", id, crc32(data[at : at + 60]))
         stored = data[at + 64 : at + 64 + head_size + body_size]
         assert crc32(stored) == crc
+        if secret:
+            stored = decrypt(secret, header[11:], data[at : at + 64] + stored)
+            body_size -= 16
         columns = Head(zstandard.decompress(stored[:head_size]))
         body = Head(zstandard.decompress(stored[head_size:]))
         assert (len(columns.data), len(body.data)) == (head_raw, body_raw)
         if at == index_at:
             assert its_number == 0xFFFFFFFF
-            assert at + 64 + len(stored) + 128 == len(data)
+            assert at + 64 + head_size + body_size + (16 if secret else 0) + 128 == len(data)
             return sorted(events), header, columns
         assert its_number == number
-        at, number = at + 64 + len(stored), number + 1
+        at, number = at + 64 + head_size + body_size + (16 if secret else 0), number + 1
         topics, runs, clients = columns.strings(), columns.numbers(), columns.strings()
         names = [topic for topic, run in zip(topics, runs, strict=True) for _ in range(run)]
         seqs, times = columns.differences(), columns.differences()
@@ -126,6 +141,17 @@ def test_a_decoder_written_from_the_page_reads_all_events(data: bytes, events: l
     content = sum(len(event.payload) + len(event.properties) for event in events)
     assert header[:6] == (1, 2000, events[0].ts, events[-1].ts, 2000, content)
     assert header[10] == 0
+    assert header[12:] == (bytes(16), bytes(12))
+
+
+def test_a_decoder_written_from_the_page_reads_what_is_encrypted(events: list[Event], tmp_path: Path) -> None:
+    path = tmp_path / "secret.segment"
+    key = DataKey(7, bytes(range(32)))
+    write_segment(path, events, Shape(stripe_events=700, block_events=100), key)
+    found, header, index = decode(path.read_bytes(), key.secret)
+    assert found == [_fields(event) for event in events]
+    assert header[10] == 7
+    assert index.differences() == [events[at].seq for at in range(0, 2000, 700)]
 
 
 def test_a_decoder_written_from_the_page_finds_what_the_index_says(data: bytes, events: list[Event]) -> None:

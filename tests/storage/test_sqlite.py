@@ -12,9 +12,11 @@ from pathlib import Path
 import pytest
 
 import storage.sqlite
-from storage.database import WAL_BYTES
+import storage.topics
+from storage.database import PAGE_BYTES, WAL_BYTES
 from storage.interface import META, OS, STATE, Row, StorageError, StorageFailed
-from storage.sqlite import CHECKPOINT_PAGES, PAGE_BYTES, READ_BYTES, SQLiteEngine
+from storage.sqlite import CHECKPOINT_PAGES, SQLiteEngine
+from storage.tail import READ_BYTES
 from tests.storage.contract import START, event, read_all
 
 PATIENCE = 60.0
@@ -120,14 +122,14 @@ def test_a_topic_of_a_group_that_failed_is_not_taken_for_a_known_one(engine: SQL
 
 
 def test_ids_of_topics_take_bounded_memory(engine: SQLiteEngine, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(storage.sqlite, "_TOPIC_BYTES", 10_000)
+    monkeypatch.setattr(storage.topics, "_MOST_BYTES", 10_000)
     topics = [f"device/{number}/{'x' * (number % 300)}" for number in range(2000)]
     for at in range(0, len(topics), 50):
         # each group names old topics beside new ones, so that what was forgotten is asked for again
         group = topics[at : at + 50] + topics[: at + 1 : 97]
         last = engine.last()
         engine.commit([event(last + 1 + n, topic) for n, topic in enumerate(group)], {}, False)
-        assert sum(map(len, engine._ids)) < 40_000
+        assert sum(map(len, engine._topics._ids)) < 40_000
     stored = engine._reader.execute("SELECT count(*), count(DISTINCT name) FROM topics").fetchone()
     assert stored == (2000, 2000)
     assert {each.topic for each in read_all(engine)} == set(topics)

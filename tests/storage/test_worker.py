@@ -117,6 +117,50 @@ def test_what_comes_after_is_done_also_where_the_work_failed(loop: Loop, worker:
     assert ran.wait(PATIENCE)
 
 
+def test_what_comes_after_goes_on_as_long_as_it_says_so_and_lets_other_work_go_first(
+    loop: Loop, worker: ThreadWorker
+) -> None:
+    done: list[str] = []
+    went_on = threading.Event()
+
+    def after() -> bool:
+        done.append("after")
+        if done.count("after") == 1:
+            for _ in range(3):
+                worker.submit(lambda: done.append("work"), loop.done)
+        if done.count("after") == 4:
+            went_on.set()
+        return done.count("after") < 4
+
+    worker.submit(lambda: None, loop.done, after)
+    assert went_on.wait(PATIENCE)
+    loop.run(4)
+    worker.close()
+    assert done == ["after", "work", "work", "work", "after", "after", "after"]
+
+
+def test_what_fails_when_it_goes_on_is_logged_and_not_run_again(
+    loop: Loop, worker: ThreadWorker, caplog: pytest.LogCaptureFixture
+) -> None:
+    runs: list[int] = []
+    failed = threading.Event()
+
+    def after() -> bool:
+        runs.append(1)
+        if len(runs) == 2:
+            failed.set()
+            raise OSError("the disk is gone")
+        return True
+
+    worker.submit(lambda: 1, loop.done, after)
+    assert failed.wait(PATIENCE)
+    worker.submit(lambda: 2, loop.done)
+    loop.run(2)
+    worker.close()
+    assert len(runs) == 2
+    assert [record.getMessage() for record in caplog.records] == ["worker failed beside its work"]
+
+
 def test_what_fails_after_the_work_is_logged_and_ends_nothing(
     loop: Loop, worker: ThreadWorker, caplog: pytest.LogCaptureFixture
 ) -> None:
