@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: help run test lint demo crash fuzz bench config system clean
+.PHONY: help run test lint demo crash losses fuzz bench config system clean
 
 help: ## list the commands
 	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | awk -F ':.*## ' '{printf "  make %-8s %s\n", $$1, $$2}'
@@ -40,8 +40,11 @@ test: .venv/tested system lint ## lint, then every test
 demo: .venv/tested system ## an edge node, a cloud, an outage, a SIGKILL, and a ledger
 	@$(BIN)/python -m bench.demo
 
-crash: .venv/tested system ## SIGKILL under load, many times; ROUNDS=100 by default
-	$(BIN)/python -m tests.crash.kill --rounds $(or $(ROUNDS),100)
+crash: .venv/tested system ## SIGKILL under load, many times; ROUNDS=100 by default; POWER=1: power cuts
+	$(BIN)/python -m tests.crash.kill --rounds $(or $(ROUNDS),100) $(if $(POWER),--power)
+
+losses: .venv/tested system ## what Berm, mosquitto and amqtt lose by SIGKILL and by power cuts; ROUNDS=30 by default
+	$(BIN)/python -m tests.crash.compare --rounds $(or $(ROUNDS),30) --power $(or $(ROUNDS),30)
 
 fuzz: .venv/tested ## mistreat the decoder, the broker, and a live node, in turn; MINUTES=5 by default
 	$(BIN)/python -m tests.fuzz.run --minutes $(or $(MINUTES),5)

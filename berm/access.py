@@ -25,7 +25,7 @@ from storage.worker import Post, ThreadWorker
 
 if TYPE_CHECKING:
     from broker.acl import Rule
-    from broker.auth import Access, Verifier
+    from broker.auth import Access, Method, Scram, Verifier
     from broker.hub import Hub
     from broker.passwords import Passwords
 
@@ -42,7 +42,14 @@ _logger = logging.getLogger("berm.access")
 
 
 class AccessError(Exception):
-    """A listener can't be guarded as the settings ask; the message says which, why, and what to do."""
+    """A listener can't be guarded as the settings ask; the message says which, why, and what to do.
+
+    `problems`: all that is wrong, each with the listener.
+    """
+
+    def __init__(self, listener: str, *problems: str) -> None:
+        super().__init__(f"listener {listener}: {'; '.join(problems)}")
+        self.problems = tuple(f"listener {listener}: {problem}" for problem in problems)
 
 
 class Guards:
@@ -55,6 +62,7 @@ class Guards:
         self._passwords: dict[Path, Watched[Passwords]] = {}
         self._rules: dict[Path, Watched[tuple[Rule, ...]]] = {}
         self._guarded: list[tuple[Listener, AccessSection]] = []
+        self._scrams: list[Scram] = []
         self._reading = 0
         """Files that are being read anew."""
         self._next_look = 0
@@ -69,11 +77,13 @@ class Guards:
         quotas = section.quotas or QuotasSection()
         if quotas != QuotasSection():
             listener.meter = Meter(Quotas(**quotas.model_dump()), now)
-        try:
-            listener.access = self._access(section, access)
-        except FileError as error:
-            raise AccessError(f"listener {section.name}: {error}") from None
+        listener.access = self._access(section, access)
         self._guarded.append((listener, access))
+
+    def make_up_salts_of(self, secret: bytes) -> None:
+        """Ask users that there are none of for the same salts as earlier runs that were given this secret."""
+        for scram in self._scrams:
+            scram.secret = secret
 
     def _access(self, section: ListenerSection, access: AccessSection) -> Access | None:
         anonymous = access.anonymous
@@ -84,9 +94,10 @@ class Guards:
         )
         if not anonymous and access.password_file is None and not identity:
             raise AccessError(
-                f"listener {section.name}: nobody could connect: others than this machine reach it, and no "
+                section.name,
+                "nobody could connect: others than this machine reach it, and no "
                 "password_file, nor the identity of certificates, says who they are; "
-                "set one of these, or access.anonymous = true to let everyone in"
+                "set one of these, or access.anonymous = true to let everyone in",
             )
         if anonymous and access.password_file is access.acl_file is None and not identity and not access.client_ids:
             return None
@@ -94,12 +105,18 @@ class Guards:
         from broker.auth import Access, Gate, Scram
         from broker.scram import METHOD
 
-        passwords = None if access.password_file is None else self._password_file(access.password_file)
+        problems: list[str] = []
+        passwords = _read(self._password_file, access.password_file, problems)
+        rules = _read(self._rule_file, access.acl_file, problems)
+        if problems:
+            raise AccessError(section.name, *problems)
         gate = Gate(anonymous, passwords, None if passwords is None else self._verifier, access.client_ids)
-        authorizer = None
-        if access.acl_file is not None:
-            authorizer = Policy(self._rule_file(access.acl_file).current, access.acl_default == "allow")
-        return Access(gate, {} if passwords is None else {METHOD: Scram(passwords)}, gate.admit, authorizer)
+        methods: dict[str, Method] = {}
+        if passwords is not None:
+            methods[METHOD] = scram = Scram(passwords)
+            self._scrams.append(scram)
+        authorizer = None if rules is None else Policy(rules.current, access.acl_default == "allow")
+        return Access(gate, methods, gate.admit, authorizer)
 
     def _password_file(self, path: Path) -> Watched[Passwords]:
         from broker.auth import Verifier
@@ -179,6 +196,17 @@ class Guards:
         """End the threads. What waits to be checked is checked by then."""
         for worker in self._workers:
             worker.close()
+
+
+def _read(read: Callable[[Path], Watched[T]], path: Path | None, problems: list[str]) -> Watched[T] | None:
+    """A file, where there is to be one; what is wrong with it goes to the problems."""
+    if path is None:
+        return None
+    try:
+        return read(path)
+    except FileError as error:
+        problems.append(str(error))
+        return None
 
 
 def is_local(section: ListenerSection) -> bool:

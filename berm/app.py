@@ -10,16 +10,22 @@ import asyncio
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
+from itertools import islice
+from secrets import token_hex
 from time import monotonic_ns, time_ns
-from typing import Final
+from typing import TYPE_CHECKING, Final, Self
 
 import uvloop
 
-from berm import __version__, parts, process, readings
+from berm import __version__, keys, parts, process, readings
 from berm.access import AccessError, Guards
+from berm.history import History
+from berm.keys import RunningKeys
 from berm.logs import configure
 from berm.settings import Settings
 from bridge import BridgeSettings, Uplink
+from broker.erasure import forget
 from broker.hub import Hub
 from broker.mqtt.topic import compile_filters
 from broker.net.dialer import Dialer
@@ -28,14 +34,21 @@ from broker.net.server import TICK, Server
 from broker.statistics import Statistics
 from processors import LoadError
 from processors.runtime import Runtime
+from storage.erasure import MARK, Matcher, Request, mark
 from storage.guard import Guard, Level
 from storage.interface import META, StorageError, StorageFailed
+from storage.keysource import KeysError
 from storage.log import Log
 from storage.sqlite import SQLiteEngine
 from storage.worker import ThreadWorker
 
+if TYPE_CHECKING:
+    from storage.vault import Vault
+
 _logger = logging.getLogger("berm.node")
 
+START_SECONDS: Final = 3600
+"""How long the service manager is to wait for a start."""
 PATIENCE: Final = 2.0
 """Seconds that a processor's function may take to return when the node stops."""
 
@@ -48,7 +61,8 @@ def main(settings: Settings, hints: bool = False) -> int:
     """Run a node until SIGTERM or SIGINT; with `hints`, say what to try next. The process's exit code.
 
     0: stopped by a signal. 1: it could not start, or the log can't be written any more. 2: a processor file, or one of
-    a certificate, of passwords or of rules, is wrong, or a listener would let nobody in.
+    a certificate, of passwords or of rules, is wrong, a listener would let nobody in, or what is encrypted can't be
+    opened.
     """
     configure(settings.log.level, settings.log.format)
     process.tune_interpreter()
@@ -56,7 +70,7 @@ def main(settings: Settings, hints: bool = False) -> int:
     try:
         with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
             return runner.run(_serve(settings, hints))
-    except (LoadError, parts.FileError, AccessError) as error:
+    except (LoadError, parts.FileError, AccessError, KeysError) as error:
         print(f"berm: {error}", file=sys.stderr)
         return 2
     except (StartError, StorageError) as error:
@@ -68,6 +82,7 @@ async def _serve(settings: Settings, hints: bool) -> int:
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     process.on_stop_signal(loop, stop.set)
+    process.notify(f"EXTEND_TIMEOUT_USEC={START_SECONDS * 1_000_000}")  # a damaged database takes a while to be read
     node = Node(settings, loop)
     process.on_reload_signal(loop, node.reload)
     try:
@@ -103,16 +118,20 @@ def _welcome(settings: Settings, node: Node, hints: bool) -> list[str]:
 
 
 class Node:
-    """A running node.
+    """A running node, on the loop that is running where none is given: `async with Node(settings) as node`.
+
+    Signals, the interpreter and what is logged are whose process it is; `main` sets them up for one of its own.
 
     Raises:
         LoadError: a processor file can't be used.
         FileError: a file of a certificate can't be used.
         AccessError: a file of passwords or rules can't be used, or a listener would let nobody in.
+        KeysError: the data directory is encrypted, or is to be, and the keys aren't at hand.
         StorageError: the data directory can't be used.
     """
 
-    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, settings: Settings, loop: asyncio.AbstractEventLoop | None = None) -> None:
+        loop = asyncio.get_running_loop() if loop is None else loop
         self._settings = settings
         self._loop = loop
         definitions = parts.definitions(settings)
@@ -121,26 +140,48 @@ class Node:
         self._guards = Guards(post)
         for section, endpoint in zip(parts.listeners(settings), endpoints, strict=True):
             self._guards.guard(section, endpoint.listener, time_ns() // 1000)
-        self._engine = SQLiteEngine(settings.storage.path)
+        self._vault: Vault | None = None
+        self._engine = SQLiteEngine(
+            settings.storage.path,
+            policy=parts.sealing(settings),
+            unlock=self._unlock,
+            check_seconds=settings.storage.check_seconds,
+            retention=parts.retention(settings, definitions),
+        )
         if self._engine.quarantined is not None:
             _logger.error(
-                "the log was damaged, is now %s, and the node goes on with an empty one; "
-                "`sqlite3 FILE .recover` may bring events back from it",
+                "the database was damaged, is now %s, and the node goes on with what could be read of it, and with "
+                "sealed segments",
                 self._engine.quarantined,
             )
+        self._keys = None if self._vault is None else RunningKeys(self._vault, post)
         self.database = self._engine.path.absolute()
         self._workers = [ThreadWorker(f"berm-{name}", post) for name in ("writer", "reader")]
         self._user_code = ThreadWorker("berm-processors", post)
         writer, reader = self._workers
         self._log = Log(self._engine, writer, reader, settings.storage.memory_bytes)
+        self.log: Final = History(self._log, self._engine, reader)
         self._hub = Hub(self._log, parts.limits(settings), loop.call_soon, parts.durability(settings))
         self._guard = Guard(self._engine.reserve, parts.levels(settings), writer, self._ration)
         self._runtimes = [Runtime(each, self._log, self._user_code, self._hub, compile_filters) for each in definitions]
         self._server = Server(self._hub, endpoints)
+        if self._engine.eraser is not None:
+            self._engine.eraser.prepare = lambda request, matcher: post(partial(self._forget, request, matcher))
         self._dialers: list[Dialer] = []
         self._uplinks: list[Uplink] = []
         self._statistics = self._make_statistics()
         self._ticker: asyncio.TimerHandle | None = None
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self.start()
+        except BaseException:
+            await self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, kind: type[BaseException] | None, error: BaseException | None, at: object) -> None:
+        await self.stop()
 
     @property
     def port(self) -> int:
@@ -155,10 +196,17 @@ class Node:
             return [acceptor.url for acceptor in acceptors]
         return [f"{acceptor.url} ({acceptor.endpoint.listener.name})" for acceptor in acceptors]
 
+    def _unlock(self) -> Vault | None:
+        """What everything in the data directory is encrypted with."""
+        self._vault = keys.vault(self._settings, time_ns() // 1000)
+        return self._vault
+
     def reload(self) -> None:
-        """Load certificates, passwords and rules anew."""
+        """Load certificates, passwords and rules anew, and see whether there are new keys."""
         self._server.reload()
         self._guards.reload(self._hub)
+        if self._keys is not None:
+            self._keys.refresh(time_ns() // 1000)
 
     async def start(self) -> None:
         """Take up the state of the last run, then listen, then dial.
@@ -169,6 +217,7 @@ class Node:
         """
         now = time_ns() // 1000
         epoch = self._identify(now)
+        self._guards.make_up_salts_of(self._secret())
         self._hub.restore(now)
         self._guard.start(now)
         for runtime in self._runtimes:
@@ -211,6 +260,8 @@ class Node:
         for worker in self._workers:
             worker.close()
         self._guards.close()
+        if self._keys is not None:
+            self._keys.close()
         if not self._user_code.close(PATIENCE):
             _logger.warning("a processor's function does not return; the node stops without it, and calls it again")
         self._engine.close()
@@ -229,7 +280,31 @@ class Node:
             runtime.tick(now)
         self._guard.tick(now)
         self._guards.tick(self._hub, now)
+        if self._keys is not None:
+            self._keys.tick(now)
         self._statistics.tick(monotonic_ns() // 1000)
+
+    def _forget(self, request: Request, matcher: Matcher, upto: int = 0) -> None:
+        """Forget what is to be erased, once all that has come by now is committed, and then say so in the log."""
+        log = self._log
+        upto = upto or log.last
+        if any(event.seq <= upto for event in islice(log.uncommitted(), 1)):
+            self._loop.call_later(TICK, self._forget, request, matcher, upto)
+            return
+        forget(self._hub, matcher.clients, matcher.topic)
+        log.forget(matcher.event)
+        upto, left = log.committed, len(self._runtimes) + 1
+
+        def forgotten() -> None:
+            nonlocal left
+            left -= 1
+            if not left:
+                log.open.put(META, MARK, (mark(request, upto),))
+                self._hub.wake()
+
+        for runtime in self._runtimes:
+            runtime.forget(matcher.key, forgotten)
+        forgotten()
 
     def _ration(self, level: Level) -> None:
         self._hub.ration(qos0=level >= Level.LOW, all_qos=level is Level.FULL)
@@ -240,6 +315,12 @@ class Node:
         self._log.open.put(META, ("epoch",), (epoch,))
         self._log.open.put(META, ("node",), (self._settings.node.name,))
         return int(str(epoch))
+
+    def _secret(self) -> bytes:
+        """What only this node knows, in every run."""
+        found = next((str(value) for name, value in self._log.rows(META) if name == "secret"), None) or token_hex(32)
+        self._log.open.put(META, ("secret",), (found,))
+        return bytes.fromhex(found)
 
     def _dialer(self, settings: BridgeSettings, epoch: int) -> Dialer:
         node = self._settings.node.name
@@ -263,6 +344,7 @@ class Node:
             (
                 readings.memory,
                 lambda: readings.disk(self._guard),
+                lambda: readings.retention(self._engine),
                 lambda: readings.processors(self._runtimes, self._log),
                 lambda: readings.bridges(self._uplinks, node),
             ),

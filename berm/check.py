@@ -7,13 +7,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from berm import keys
 from berm.access import AccessError, Guards
-from berm.parts import FileError, address, advice, endpoint, limits, listeners, load_processors
+from berm.parts import FileError, address, advice, endpoint, limits, listener, listeners, load_processors
 from berm.settings import ListenerSection, Settings
 from berm.status import lock_holder
 from broker.net.errors import ListenError
 from broker.net.listener import try_to_bind
 from processors import LoadError
+from storage.keysource import KeysError
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +31,7 @@ def check(settings: Settings) -> Iterator[Fact]:
     yield Fact(f"node: {settings.node.name}")
     directory = _check_directory(settings.storage.path)
     yield directory
+    yield from _check_encryption(settings)
     running = False
     if not directory.wrong:
         lock, running = _check_lock(settings.storage.path)
@@ -55,6 +58,21 @@ def _check_directory(data: Path) -> Fact:
     return Fact(f"data: {data}: will be made")
 
 
+def _check_encryption(settings: Settings) -> Iterator[Fact]:
+    """Whether the operator's key is at hand, and the one that the directory is encrypted with."""
+    try:
+        places = keys.sources(settings.encryption)
+        found = keys.reader(settings)
+        if found is not None:
+            yield Fact(f"encryption: data key {found.keyring.current.number}; the operator's key is in {places[0]}")
+            yield from (Fact(f"encryption: {problem}; the start writes it anew") for problem in found.keyring.problems)
+        elif places:
+            places[0].read()
+            yield Fact(f"encryption: begins with the next start; the operator's key is in {places[0]}")
+    except KeysError as error:
+        yield Fact(f"encryption: {error}", wrong=True)
+
+
 def _check_lock(data: Path) -> tuple[Fact, bool]:
     """What there is to say, and whether a node is running."""
     try:
@@ -69,13 +87,16 @@ def _check_lock(data: Path) -> tuple[Fact, bool]:
 def _check_listener(settings: Settings, section: ListenerSection, running: bool) -> Iterator[Fact]:
     """Load its certificate, and bind its address for a moment; a node that runs has bound it already."""
     problems: list[str] = []
+    url = ""
     guards = Guards(lambda call: None)
     try:
-        found = endpoint(section, limits(settings))
-        url = found.url
-        guards.guard(section, found.listener, 0)
-    except (FileError, AccessError) as error:
+        url = endpoint(section, limits(settings)).url
+    except FileError as error:
         problems.append(str(error))
+    try:
+        guards.guard(section, listener(section, limits(settings)), 0)
+    except AccessError as error:
+        problems += error.problems
     finally:
         guards.close()
     try:

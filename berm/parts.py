@@ -6,21 +6,28 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from ipaddress import ip_network
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from berm.settings import BoundsSection, BridgeSection, ListenerSection, Settings, TLSSection, WebSocketSection
 from bridge import BridgeSettings, RouteSettings
+from bridge.route import row_name
 from broker.listener import Limits, Listener
 from broker.mqtt.reason import Reason
-from broker.mqtt.topic import matches
+from broker.mqtt.topic import compile_filters, matches
 from broker.net.listener import Endpoint, TCPAddress, UnixAddress
 from processors import Definition, LoadError
 from processors.loading import load_file
 from storage.guard import Levels
 from storage.interface import DURABILITY
+from storage.retention import Retention, Rule
+from storage.sealer import SECOND, Policy
 
 if TYPE_CHECKING:
     from broker.net.tls import Certificates
+
+
+_AGES: Final = {"s": 1, "m": 60, "h": 3600, "d": 86_400, "w": 7 * 86_400, "y": 365 * 86_400}
+"""Seconds."""
 
 
 class FileError(Exception):
@@ -30,7 +37,13 @@ class FileError(Exception):
 def limits(settings: Settings) -> Limits:
     """The bounds of the node, and of listeners that have none of their own."""
     mqtt = settings.mqtt
-    node = Limits(group_bytes=settings.storage.group_bytes, queue_qos0=mqtt.queue_qos0, max_sessions=mqtt.max_sessions)
+    node = Limits(
+        group_bytes=settings.storage.group_bytes,
+        queue_qos0=mqtt.queue_qos0,
+        max_sessions=mqtt.max_sessions,
+        max_retained=mqtt.max_retained,
+        retained_memory=mqtt.retained_memory,
+    )
     return _bounded(node, mqtt)
 
 
@@ -38,6 +51,36 @@ def levels(settings: Settings) -> Levels:
     """What is given up as the disk fills."""
     storage = settings.storage
     return Levels(storage.low_space, storage.min_space, storage.reserve_bytes)
+
+
+def sealing(settings: Settings) -> Policy:
+    """When the oldest part of the log is sealed."""
+    return Policy(settings.storage.segment_bytes, settings.storage.segment_age * SECOND)
+
+
+def retention(settings: Settings, definitions: Sequence[Definition] = ()) -> Retention:
+    """What is kept of the log, and who reads it: bridges by their settings, and processors by their definitions."""
+    section = settings.storage.retention
+    least = settings.storage.low_space
+    cursors = {
+        row_name(each.name, route.name): compile_filters((route.topic,))
+        for each in settings.bridges
+        for route in each.routes
+    }
+    cursors.update((f"processor/{each.name}", compile_filters((each.filter,))) for each in definitions)
+    return Retention(
+        age=age(section.age),
+        bytes=section.bytes,
+        free=max(section.min_free, least + least // 8) if section.min_free else 0,
+        rules=tuple(Rule(compile_filters((rule.filter,)), age(rule.age)) for rule in section.rules),
+        cursors=cursors,
+        compile=compile_filters,
+    )
+
+
+def age(text: str) -> int:
+    """An age of the settings, in µs; 0: for ever."""
+    return int(text[:-1]) * _AGES[text[-1]] * SECOND if text not in ("", "0") else 0
 
 
 def _bounded(node: Limits, bounds: BoundsSection) -> Limits:
@@ -59,6 +102,8 @@ def _bounded(node: Limits, bounds: BoundsSection) -> Limits:
         wildcard_subscription_available=bounds.wildcard_subscription_available,
         subscription_identifier_available=bounds.subscription_identifier_available,
         shared_subscription_available=bounds.shared_subscription_available,
+        replay=bounds.replay,
+        max_replays=bounds.max_replays,
         check_payload_format=bounds.check_payload_format,
         reason_strings=bounds.reason_strings,
         response_topic_prefix=bounds.response_topic_prefix,
@@ -86,14 +131,18 @@ def listeners(settings: Settings) -> tuple[ListenerSection, ...]:
     )
 
 
+def listener(section: ListenerSection, node: Limits) -> Listener:
+    """What holds for the clients of one listener, before it is guarded."""
+    return Listener(section.name, _bounded(node, section), section.mount_point)
+
+
 def endpoint(section: ListenerSection, node: Limits) -> Endpoint:
     """One listener. What only some need is imported by those.
 
     Raises:
         FileError: a certificate, or what belongs to it, can't be used.
     """
-    listener = Listener(section.name, _bounded(node, section), section.mount_point)
-    found = Endpoint(listener, address(section))
+    found = Endpoint(listener(section, node), address(section))
     if section.tls is not None:
         found = replace(found, tls=_certificates(section.name, section.tls))
     if section.type == "websocket":

@@ -13,6 +13,7 @@ from broker.statistics import Readings
 from processors.runtime import Runtime
 from storage.guard import Guard
 from storage.log import Log
+from storage.sqlite import SQLiteEngine
 
 _STATM: Final = Path("/proc/self/statm")
 """Where Linux says how many pages the process has; the second number is that of those in memory."""
@@ -34,6 +35,17 @@ def disk(guard: Guard) -> Readings:
     """The room that is left on the log's disk, in bytes, and what has been given up for want of it."""
     yield "berm/disk/free", guard.free
     yield "berm/disk/level", int(guard.level)
+
+
+def retention(engine: SQLiteEngine) -> Readings:
+    """What retention has taken since the log began, and what of it readers had not read."""
+    taken = engine.retention
+    yield "berm/retention/segments", taken.segments
+    yield "berm/retention/events", taken.events
+    yield "berm/retention/bytes", taken.bytes
+    yield "berm/dropped/retention", taken.losses.events
+    for name, events in taken.losses.cursors.items():
+        yield f"berm/dropped/retention/{name}", events
 
 
 def processors(runtimes: Iterable[Runtime], log: Log) -> Readings:

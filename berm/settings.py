@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import socket
 import tomllib
 from collections.abc import Iterable, Mapping, Sequence
@@ -40,6 +41,9 @@ FOREVER: Final = 0xFFFFFFFF
 
 SOCKET_PATH: Final = 107
 """Bytes of a unix socket's path at most, on Linux."""
+
+KEY_SOURCES: Final = ("file", "env", "command")
+"""What the operator's key for encryption can come from."""
 
 SEARCHED: Final = (Path("berm.toml"), Path("/etc/berm/berm.toml"))
 """Where the configuration file is looked for when none is named, first to last."""
@@ -133,6 +137,26 @@ def _check_path(value: str) -> str:
     return value
 
 
+def check_key_source(value: str) -> str:
+    """The value, if it says where a key for encryption is.
+
+    Raises:
+        ValueError: it does not.
+    """
+    kind, _, rest = value.partition(":")
+    if kind not in KEY_SOURCES or not rest.strip():
+        raise ValueError("it does not say where a key is")
+    if kind == "command":
+        shlex.split(rest)
+    return value
+
+
+def _check_age(value: str) -> str:
+    if not re.fullmatch("0?|[1-9][0-9]{0,5}[smhdwy]", value):
+        raise ValueError("not an age")
+    return value
+
+
 def _host_name() -> str:
     return socket.gethostname() or "berm"
 
@@ -156,6 +180,14 @@ URLPath = Annotated[str, AfterValidator(_check_path), Allowed("the path of a URL
 File = Annotated[Path, Field(strict=False), Allowed("a path")]
 ClientIds = Annotated[
     str, AfterValidator(_check_client_ids), Allowed("text with %u for the user name, and a `*` at its end for anything")
+]
+Age = Annotated[
+    str, AfterValidator(_check_age), Allowed("a number with s, m, h, d, w or y behind it, such as `365d`, or `0`")
+]
+KeySource = Annotated[
+    str,
+    AfterValidator(check_key_source),
+    Allowed("`file:PATH`, `env:NAME` or `command:PROGRAM ARGUMENT ...`"),
 ]
 
 
@@ -189,6 +221,36 @@ class DurabilityRule(Section):
         description="fsync: survives a power cut; os: survives the death of the process; memory: a ring in RAM",
         examples=["memory"],
     )
+
+
+class RetentionRule(Section):
+    """How long messages of which topics are kept. The first rule that matches counts; where none does, the age above.
+
+    A sealed segment is written anew without what is expired of it, once that is an eighth of its messages.
+    """
+
+    filter: Filter = Field(description="which topics", examples=["plant/+/debug/#"])
+    age: Age = Field(description="how long their messages are kept; 0: for ever", examples=["1d"])
+
+
+class RetentionSection(Section):
+    """What is kept of history: sealed segments go, the oldest first. What is not sealed yet always stays.
+
+    Without any of this everything is kept, until the disk is full.
+    """
+
+    age: Age = Field(default="0", description="how long messages are kept, such as 365d; 0: for ever")
+    bytes: int = Field(
+        default=0, ge=0, le=1024 * TIB, description="most that all segments together may have, in bytes; 0: no bound"
+    )
+    min_free: int = Field(
+        default=0,
+        ge=0,
+        le=1024 * TIB,
+        description="free bytes of the disk below which the oldest segments go; half of the disk counts at most, and "
+        "an eighth more than low_space at least; 0: none goes for that",
+    )
+    rules: tuple[RetentionRule, ...] = Field(default=(), strict=False, description="ages by topic")
 
 
 class StorageSection(Section):
@@ -230,7 +292,61 @@ class StorageSection(Section):
         description="room that a file holds for starting and tidying up on a full disk, in bytes; "
         "a sixty-fourth of the disk counts at most; 0: none",
     )
+    segment_bytes: int = Field(
+        default=64 * MIB,
+        ge=0,
+        le=GIB,
+        description="bytes of messages after which the oldest part of the log is sealed: compressed into a file of its "
+        "own and taken out of berm.db; 0: never",
+    )
+    segment_age: int = Field(
+        default=86_400,
+        ge=1,
+        le=100 * 366 * 86_400,
+        description="age of the oldest message after which that is done whatever its bytes, in s",
+    )
+    check_seconds: float = Field(
+        default=1.0,
+        ge=0,
+        le=3600,
+        description="how long a start may look for damage in berm.db, beyond what it reads anyway, in s",
+    )
     rules: tuple[DurabilityRule, ...] = Field(default=(), strict=False, description="durability by topic")
+    retention: RetentionSection = Field(default_factory=RetentionSection)
+
+
+class EncryptionSection(Section):
+    """Encryption of what is stored. The key is 32 bytes, as such, in hexadecimal or in base64; see `berm keys`.
+
+    It encrypts data keys, which are made by themselves and encrypt everything else.
+    """
+
+    key: Annotated[KeySource | None, Unset("nothing is encrypted")] = Field(
+        default=None, repr=False, description="where the operator's key is", examples=["file:/etc/berm/key"]
+    )
+    earlier: Annotated[
+        tuple[KeySource, ...],
+        Allowed("a list of places such as `file:/etc/berm/key.old`, beside key"),
+    ] = Field(
+        default=(),
+        strict=False,
+        repr=False,
+        description="where keys of before are; a start that needs one of them encrypts the data keys with key instead",
+    )
+    new_data_key_days: int = Field(
+        default=30,
+        ge=0,
+        le=3650,
+        description="age at which a data key is followed by a new one, in days; 0: only `berm keys rotate` makes one",
+    )
+
+    @field_validator("earlier")
+    @classmethod
+    def check_earlier(cls, value: tuple[str, ...], info: ValidationInfo) -> tuple[str, ...]:
+        """Earlier keys are of no use without one to go on with."""
+        if value and info.data.get("key", value) is None:
+            raise ValueError("there is no key to go on with")
+        return value
 
 
 class BoundsSection(Section):
@@ -278,6 +394,8 @@ class BoundsSection(Section):
         default=True, description="whether a subscription may have an identifier"
     )
     shared_subscription_available: bool = Field(default=True, description="whether subscriptions may be shared")
+    replay: bool = Field(default=True, description="whether clients may have replayed what is in the log")
+    max_replays: int = Field(default=16, ge=1, le=1000, description="replays of one client at a time")
     check_payload_format: bool = Field(
         default=False, description="whether a payload that is said to be UTF-8 and is not is refused"
     )
@@ -338,9 +456,11 @@ class QuotasSection(Section):
     user_connections: int = Field(
         default=0, ge=0, le=1_000_000, description="connections of one user to the listener at a time"
     )
-    message_rate: float = _rate("publishes a second of one client")
+    message_rate: float = _rate(
+        "publishes a second of one client; a topic filter in a SUBSCRIBE or UNSUBSCRIBE counts as one"
+    )
     byte_rate: float = _rate("bytes a second from one client")
-    total_message_rate: float = _rate("publishes a second of all clients of the listener together")
+    total_message_rate: float = _rate("the same of all clients of the listener together")
     total_byte_rate: float = _rate("bytes a second from all clients of the listener together")
     topic_levels: int = Field(default=0, ge=0, le=65535, description="levels of a topic name or filter")
     topic_length: int = Field(default=0, ge=0, le=65535, description="bytes of a topic name or filter")
@@ -364,6 +484,12 @@ class MqttSection(BoundsSection, _MqttAddress):
 
     max_sessions: int = Field(
         default=100_000, ge=1, le=100_000_000, description="sessions, of all listeners, that outlive their connections"
+    )
+    max_retained: int = Field(
+        default=0, ge=0, le=100_000_000, description="retained messages; one more is refused, or not retained; 0: any"
+    )
+    retained_memory: int = Field(
+        default=128 << 20, ge=0, le=1 << 40, description="bytes of memory that retained messages may take; 0: any"
     )
     queue_qos0: bool = Field(
         default=False, description="whether a client that was away gets the QoS 0 messages that it missed"
@@ -624,6 +750,7 @@ class Settings(Section):
 
     node: NodeSection = Field(default_factory=NodeSection)
     storage: StorageSection = Field(default_factory=StorageSection)
+    encryption: EncryptionSection = Field(default_factory=EncryptionSection)
     mqtt: MqttSection = Field(default_factory=MqttSection)
     listeners: tuple[ListenerSection, ...] = Field(default=(), strict=False)
     log: LogSection = Field(default_factory=LogSection)
@@ -771,6 +898,18 @@ def _anchor(raw: Raw, base: Path) -> None:
             value = table.get(key, default)
             if isinstance(value, str | Path):
                 table[key] = str(base / value)
+    encryption = raw.get("encryption")
+    if isinstance(encryption, dict):
+        if "key" in encryption:
+            encryption["key"] = _anchor_key(encryption["key"], base)
+        if isinstance(earlier := encryption.get("earlier"), list):
+            encryption["earlier"] = [_anchor_key(each, base) for each in earlier]
+
+
+def _anchor_key(source: object, base: Path) -> object:
+    if isinstance(source, str) and source.startswith("file:") and source != "file:":
+        return f"file:{base / source.removeprefix('file:')}"
+    return source
 
 
 def _access_files(table: object) -> list[tuple[object, str, object]]:

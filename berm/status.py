@@ -12,6 +12,7 @@ import orjson
 
 from berm.times import format_time
 from storage.interface import CURSORS, META, SESSIONS, Engine, Event
+from storage.retention import ROW, Record, summed
 
 LOCK: Final = "berm.lock"
 """The file in the data directory that a running node holds locked, with its process id in it."""
@@ -44,7 +45,7 @@ class Status:
     """A node, as its data directory shows it. Times are ISO 8601 in UTC, sizes in bytes.
 
     `pid` is the process that holds the directory, None while none does. `most_behind` are the sessions that are most
-    behind, and `cursors` the places of processors and bridge routes.
+    behind, `cursors` the places of processors and bridge routes, and `retention` what was taken from history.
     """
 
     data: str
@@ -61,6 +62,7 @@ class Status:
     connected: int
     most_behind: tuple[SessionReader, ...]
     cursors: tuple[Reader, ...]
+    retention: Record
 
 
 def lock_holder(data: Path) -> int | None:
@@ -115,6 +117,7 @@ def gather(engine: Engine, data: Path) -> Status:
             for name, position in engine.rows(CURSORS)
             if isinstance(position, int)
         ),
+        retention=summed(meta[ROW[0]]) if ROW[0] in meta else Record(),
     )
 
 
@@ -138,6 +141,14 @@ def to_text(status: Status) -> str:
         ("log", events),
         ("sessions", f"{status.sessions:,}, {status.connected:,} connected"),
     ]
+    taken = status.retention
+    if taken.events:
+        facts.append(("retention", f"has taken {taken.events:,} events, {taken.bytes:,} bytes"))
+    if taken.losses.events:
+        losses = [f"{name} {events:,}" for name, events in taken.losses.cursors.items()]
+        if taken.losses.messages:
+            losses.append(f"sessions and shared subscriptions {taken.losses.messages:,} at most")
+        facts.append(("unread by", f"{', '.join(losses)} of them"))
     parts = [_columns(facts)]
     if status.most_behind:
         header = ("session", "connected", "position", "behind")

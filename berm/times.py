@@ -9,10 +9,10 @@ from typing import Final
 SECOND: Final = 1_000_000
 """µs"""
 UNITS: Final = {"s": SECOND, "m": 60 * SECOND, "h": 3600 * SECOND, "d": 86400 * SECOND}
-FORMS: Final = "10:00, 10:00:05.5, 2026-03-01, 2026-03-01T10:00, 2026-03-01T10:00Z, -90s, -5m, -2h, -1d or now"
+FORMS: Final = "10:00, 10:00:05.5, 2026-03-01, 2026-03-01T10:00, 2026-03-01T10:00Z, -90s, -5m, 2h, 2h ago, -1d or now"
 """What is understood, for messages."""
 
-_AGO: Final = re.compile(r"-(\d{1,9}(?:\.\d+)?)([smhd])", re.ASCII)
+_AGO: Final = re.compile(r"-?(\d{1,9}(?:\.\d+)?)([smhd])(?: ago)?", re.ASCII)
 _CLOCK: Final = re.compile(r"(\d{1,2}):(\d\d)(?::(\d\d)(?:\.(\d{1,6}))?)?", re.ASCII)
 _DATE: Final = re.compile(r"\d{4}-\d\d-\d\d([T ].*)?", re.ASCII)
 _EPOCH: Final = datetime.fromisoformat("1970-01-01T00:00:00+00:00")

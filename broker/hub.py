@@ -83,11 +83,11 @@ class Hub:
         self.router: Router[Follower] = Router(_denies)
         self.retained = Retained(limits.max_retained, limits.retained_memory)
         self.traffic = Traffic()
-        self._wills = Wills(log, self._originate)
-        self.sessions = Sessions(self, self._wills)
+        self.wills = Wills(log, self._originate)
+        self.sessions = Sessions(self, self.wills)
         self.shares = Shares(self)
         self.replays = Replays(self)
-        self.clients = Clients(self, limits, self._wills)
+        self.clients = Clients(self, limits, self.wills)
         self.now = log.last_ts
         """The time of what is being handled, µs since the epoch."""
         self.commits = 0
@@ -455,7 +455,7 @@ class Hub:
         """Do what time brings: to be called a few times a second."""
         self.now = now
         self.pressure.release()
-        self._wills.tick(now)
+        self.wills.tick(now)
         self.sessions.expire(now)
         self.replays.tick(now)
         if now < self._next_second:
@@ -490,7 +490,7 @@ class Hub:
             event = _retained_event(row)
             event.client = clients.setdefault(event.client, event.client)
             self.retained.store(event)
-        self._wills.restore(now, self.sessions.all)
+        self.wills.restore(now, self.sessions.all)
 
 
 def _denies(follower: Follower, topic: str) -> bool:

@@ -61,6 +61,11 @@ class Wills:
         if waiting is not None:
             self._execute(client_id, waiting[1], now)
 
+    def forget(self, accepts: Callable[[str], bool]) -> None:
+        """Publish nothing of what waits for topics that are accepted."""
+        for client_id in [client_id for client_id, (_, will) in self._waiting.items() if accepts(will.topic)]:
+            self.withdraw(client_id)
+
     def tick(self, now: int) -> None:
         """Publish what is due."""
         for client_id, (due, will) in list(self._waiting.items()):

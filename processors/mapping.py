@@ -25,6 +25,10 @@ class Mapping:
     def restore(self, rows: list[Row]) -> None:
         """There is no state to take up: rows of an earlier definition of this name stay as they are."""
 
+    def forget(self, accepts: Callable[[str], bool]) -> list[Row]:
+        """There is no state to forget."""
+        return []
+
     def step(self, events: list[Stored], horizon: int) -> Step:
         """Take events until all are taken or the step is full."""
         step = Step()

@@ -138,6 +138,23 @@ class Runtime:
         if self._busy:
             self._watch(now)
 
+    def forget(self, accepts: Accepts, done: Callable[[], None]) -> None:
+        """Have no state of keys that are accepted; `done` is called once their rows go with the open group."""
+        if self._stopped:
+            done()
+            return
+        self._cursor.seek(self._cursor.position)  # what it has in hand may be what is to be forgotten
+
+        def forgotten(result: object, error: BaseException | None) -> None:
+            rows: list[Row] = result if isinstance(result, list) else []
+            if not self._stopped:
+                self._rows.update(dict.fromkeys((*rows, *(row for row in self._rows if accepts(str(row[2]))))))
+                self._emit(())
+            done()
+
+        self._worker.submit(lambda: self._operator.forget(accepts), forgotten)
+        self._pump()
+
     def stop(self) -> None:
         """Emit what waits, and take nothing more. What is being computed is computed again by the next run."""
         if not self._stopped:

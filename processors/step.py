@@ -8,6 +8,7 @@ feed on each other's failures; who wants dead letters subscribes to `$dead/#`.
 from __future__ import annotations
 
 from base64 import b64encode
+from collections.abc import Callable
 from datetime import datetime, timedelta
 from traceback import extract_tb
 from typing import Final, Protocol
@@ -106,6 +107,9 @@ class Operator(Protocol):
         Raises:
             StateError: they don't fit this definition.
         """
+
+    def forget(self, accepts: Callable[[str], bool]) -> list[Row]:
+        """Have no state of the keys that are accepted; the keys of their rows. No step is being computed."""
 
     def step(self, events: list[Stored], horizon: int) -> Step:
         """Take events, from the first on, until all are taken or the step is full.

@@ -96,6 +96,15 @@ class Tumbling(Generic[V]):
             self._open(start)
             self._keys[key] = list(kept.values())
 
+    def forget(self, accepts: Callable[[str], bool]) -> list[Row]:
+        """Have no state of these keys, and publish nothing of them; the keys of their rows."""
+        gone = [key for key in self._keys if accepts(key)]
+        for key in gone:
+            del self._keys[key]
+        if self._closing is not None:
+            self._closing = [key for key in self._closing if key in self._keys]
+        return [self._row(key) for key in gone]
+
     def step(self, events: list[Stored], horizon: int) -> Step:
         """Take events until all are taken or the step is full; close the windows that are over."""
         step = Step()

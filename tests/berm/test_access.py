@@ -311,7 +311,7 @@ def test_a_user_that_does_not_exist_is_asked_for_the_same_salt_by_every_listener
         assert before[:3] == before[3:]
         assert len(set(before)) == 3
         assert {each.partition(",")[2] for each in before} == {"i=15000"}
-        node.kill()
+        assert node.stop() == 0
         node.start()
         assert [salt(port, name) for port in node.ports.values() for name in names] == before
         assert node.stop() == 0

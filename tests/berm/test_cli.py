@@ -97,9 +97,9 @@ def test_replay_publishes_to_a_broker(history: Path) -> None:
     ("arguments", "line"),
     [
         (("--topic", "a/#/b"), "berm: --topic a/#/b: "),
-        (("--from", "soon"), "berm: --from: 'soon' is not a time; write it like 10:00, "),
-        (("--to", "25:00"), "berm: --to: '25:00': there is no such time; "),
-        (("--from", "-5m", "--to", "-6m"), "berm: --to -6m is not after --from -5m"),
+        (("--from", "soon"), "berm: --since: 'soon' is not a time; write it like 10:00, "),
+        (("--to", "25:00"), "berm: --until: '25:00': there is no such time; "),
+        (("--from", "-5m", "--to", "-6m"), "berm: --until -6m is not after --since -5m"),
         (("--publish", "host:1883"), "berm: --publish: 'host:1883' is not a broker; write mqtt://"),
     ],
 )
@@ -119,9 +119,9 @@ def test_a_broker_that_is_not_there_is_one_line_and_exit_code_1(history: Path) -
 
 
 @pytest.mark.parametrize("command", ["replay", "status"])
-def test_a_directory_without_a_log_is_one_line_and_exit_code_1(tmp_path: Path, command: str) -> None:
+def test_a_directory_without_a_log_is_one_line_and_exit_code_2(tmp_path: Path, command: str) -> None:
     done = berm(command, cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "berm: data/berm.db: there is no log; name a node's data directory with --data, or its --config\n"
     )
@@ -129,10 +129,10 @@ def test_a_directory_without_a_log_is_one_line_and_exit_code_1(tmp_path: Path, c
 
 
 @pytest.mark.parametrize("command", ["replay", "status"])
-def test_a_file_that_is_no_log_is_one_line_and_exit_code_1(tmp_path: Path, command: str) -> None:
+def test_a_file_that_is_no_log_is_one_line_and_exit_code_2(tmp_path: Path, command: str) -> None:
     (tmp_path / "berm.db").write_bytes(b"not a database, " * 1000)
     done = berm(command, "--data", str(tmp_path), cwd=tmp_path)
-    assert (done.returncode, done.stdout) == (1, "")
+    assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr.startswith("berm: ")
     assert done.stderr.count("\n") == 1
 

@@ -63,6 +63,7 @@ def test_a_service_manager_is_told_when_the_node_is_ready_and_when_it_stops(
     with manager:
         monkeypatch.setenv("NOTIFY_SOCKET", manager.getsockname())
         with Node(tmp_path / "node") as node:
+            assert manager.recv(100) == b"EXTEND_TIMEOUT_USEC=3600000000"
             assert manager.recv(100) == b"READY=1"
             node.stop()
             assert manager.recv(100) == b"STOPPING=1"

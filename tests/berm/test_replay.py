@@ -8,11 +8,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from berm.replay import Query, seek_time, select, to_json
+from berm.formats import to_json
+from berm.replay import READ_LIMIT, Query, seek_time, select
 from broker.mqtt.properties import Property, encode_properties
 from storage.interface import FSYNC, Event
 from storage.memory import MemoryEngine
-from storage.sqlite import SCAN_ROWS, SQLiteEngine
+from storage.sqlite import SQLiteEngine
+from storage.tail import SCAN_ROWS
 
 
 def event(seq: int, ts: int, topic: str = "plant/a", client: str = "dev", payload: bytes = b"x") -> Event:
@@ -34,6 +36,13 @@ def test_a_query_without_conditions_brings_everything_in_order(engine: SQLiteEng
     count = 3 * SCAN_ROWS
     engine.commit([event(seq, seq * 10) for seq in range(1, count + 1)], {}, False)
     assert seqs(engine, Query()) == list(range(1, count + 1))
+
+
+def test_a_limit_ends_it_wherever_it_falls(engine: SQLiteEngine) -> None:
+    engine.commit([event(seq, seq) for seq in range(1, 4 * READ_LIMIT)], {}, False)
+    for limit in (1, READ_LIMIT - 1, READ_LIMIT, READ_LIMIT + 1, 2 * READ_LIMIT + 7):
+        assert seqs(engine, Query(limit=limit)) == list(range(1, limit + 1))
+        assert seqs(engine, Query(limit=limit, from_seq=50)) == list(range(50, limit + 50))
 
 
 def test_an_empty_log_brings_nothing(engine: SQLiteEngine) -> None:

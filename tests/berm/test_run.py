@@ -207,7 +207,7 @@ def test_a_damaged_log_is_set_aside_and_the_node_starts(tmp_path: Path) -> None:
         with Client(node.port, "device") as device:
             device.publish("plant/a", b"x")
         assert node.stop() == 0
-        assert "the log was damaged, is now" in node.stderr
+        assert "the database was damaged, is now" in node.stderr
         (aside,) = node.data.glob("berm.db.damaged-*")
         assert aside.read_bytes() == b"\0" * 100_000
 

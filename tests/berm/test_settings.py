@@ -43,6 +43,15 @@ def test_paths_in_a_file_are_relative_to_it_and_those_in_overrides_to_the_workin
     assert read(tmp_path, text, 'storage.path="elsewhere"').storage.path == Path("elsewhere")
 
 
+def test_files_of_keys_are_relative_to_the_settings_and_other_places_stay_as_they_are(tmp_path: Path) -> None:
+    text = '[encryption]\nkey = "file:key"\nearlier = ["file:/old", "env:OLD", "command:cat old", "file:old"]\n'
+    encryption = read(tmp_path, text).encryption
+    assert encryption.key == f"file:{tmp_path}/key"
+    assert encryption.earlier == ("file:/old", "env:OLD", "command:cat old", f"file:{tmp_path}/old")
+    assert read(tmp_path, text, "encryption.key=file:elsewhere").encryption.key == "file:elsewhere"
+    assert read(tmp_path, "").encryption.key is None
+
+
 def test_an_override_is_toml_or_else_text(tmp_path: Path) -> None:
     settings = read(tmp_path, "[mqtt]\nport = 1\n", "mqtt.port=2", "node.name = edge-7", "mqtt.queue_qos0=true")
     assert (settings.mqtt.port, settings.node.name, settings.mqtt.queue_qos0) == (2, "edge-7", True)
@@ -122,7 +131,7 @@ WRONG = {
     "an unknown setting like no other": ("[node]\nzzz = 1", "berm.toml:2: node.zzz: unknown setting; allowed: name"),
     "an unknown section": (
         "[strorage]\npath = 'x'",
-        'berm.toml:1: strorage: unknown section; did you mean "storage"? allowed: node, storage, mqtt, ',
+        'berm.toml:1: strorage: unknown section; did you mean "storage"? allowed: node, storage, encryption, ',
     ),
     "a setting outside of a section": ("port = 1883", 'berm.toml:1: port: unknown setting; did you mean "mqtt.port"?'),
     "a section that is no table": ("mqtt = 5", "berm.toml:1: mqtt: 5 is not allowed; allowed: a table"),
@@ -160,6 +169,18 @@ WRONG = {
     "a backoff that runs backwards": (
         BRIDGE.replace("[[bridges.routes]]", "backoff_min = 10.0\nbackoff_max = 5.0\n[[bridges.routes]]"),
         "berm.toml:5: bridges[0].backoff_max: 5.0: 5 s is shorter than backoff_min, 10 s; allowed: a number from ",
+    ),
+    "a key itself, not where it is": (
+        '[encryption]\nkey = "hunter2"',
+        "berm.toml:2: encryption.key: this value: it does not say where a key is; allowed: `file:PATH`, `env:NAME` or ",
+    ),
+    "a command that is none": (
+        '[encryption]\nkey = "command:cat \'hunter2"',
+        "berm.toml:2: encryption.key: this value: No closing quotation; allowed: ",
+    ),
+    "earlier keys and none to go on with": (
+        '[encryption]\nearlier = ["file:hunter2"]',
+        "berm.toml:2: encryption.earlier: this value: there is no key to go on with; allowed: a list of places ",
     ),
     "a password alone with 3.1.1": (
         BRIDGE.replace("[[bridges.routes]]", 'version = "3.1.1"\npassword = "hunter2"\n[[bridges.routes]]'),

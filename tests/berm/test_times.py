@@ -35,7 +35,17 @@ berlin = pytest.mark.parametrize("zone", ["CET-1CEST,M3.5.0,M10.5.0/3"], indirec
 
 
 @pytest.mark.parametrize(
-    ("text", "seconds"), [("now", 0), ("-90s", 90), ("-5m", 300), ("-1.5h", 5400), ("-2d", 172_800), ("-0s", 0)]
+    ("text", "seconds"),
+    [
+        ("now", 0),
+        ("-90s", 90),
+        ("-5m", 300),
+        ("-1.5h", 5400),
+        ("-2d", 172_800),
+        ("-0s", 0),
+        ("2h", 7200),
+        ("30m ago", 1800),
+    ],
 )
 def test_a_time_can_be_some_time_ago(text: str, seconds: int) -> None:
     assert parse_time(text, NOW) == NOW - seconds * SECOND
@@ -84,7 +94,22 @@ def test_a_time_of_day_is_right_on_the_day_on_which_clocks_change(zone: str) -> 
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "5m", "-5", "-5w", "10", "10:0", "1e3", "\uff12\uff10:00", "-\u0663m", "2026-3-1", "+1h"]
+    "text",
+    [
+        "",
+        "soon",
+        "5m later",
+        "-5m  ago",
+        "-5",
+        "-5w",
+        "10",
+        "10:0",
+        "1e3",
+        "\uff12\uff10:00",
+        "-\u0663m",
+        "2026-3-1",
+        "+1h",
+    ],
 )
 def test_what_is_no_time_is_refused_with_what_would_be_one(text: str) -> None:
     with pytest.raises(ValueError, match=r"is not a time; write it like 10:00, .*-5m"):

@@ -11,59 +11,30 @@ from bridge.uplink import State, Uplink
 from broker.mqtt.codec import Decoder, encode
 from broker.mqtt.packets import Connack, Connect, Disconnect, Packet, Pingreq, Pingresp, Puback, Publish
 from broker.mqtt.properties import Properties, Property
-from storage.interface import CURSORS, FSYNC, Accepts, Event, Row, Table
+from storage.interface import CURSORS, FSYNC, Event, Row, Table
 from storage.log import Log
+from storage.memory import MemoryEngine
 
 SECOND = 1_000_000
 START = 1_700_000_000 * SECOND
 
 
-class ListEngine:
-    """Keeps everything in a list, and outlives the logs over it as a disk does."""
+class ListEngine(MemoryEngine):
+    """Keeps everything, and outlives the logs over it as a disk does."""
 
     def __init__(self) -> None:
-        self.events: list[Event] = []
-        self.state: dict[Table, dict[Row, Row]] = {}
+        super().__init__()
         self.groups: list[int] = []
         """For each group that was kept, how many events it had."""
 
+    @property
+    def events(self) -> list[Event]:
+        """All of them."""
+        return self._events
+
     def commit(self, events: Sequence[Event], state: dict[Table, dict[Row, Row | None]], sync: bool) -> None:
         self.groups.append(len(events))
-        self.events += [event for event in events if event.durability]
-        for table, rows in state.items():
-            kept = self.state.setdefault(table, {})
-            for key, values in rows.items():
-                if values is None:
-                    kept.pop(key, None)
-                else:
-                    kept[key] = values
-
-    def upkeep(self) -> None:
-        pass
-
-    def read(self, after: int, upto: int, limit: int, accepts: Accepts | None) -> tuple[list[Event], int]:
-        found: list[Event] = []
-        for event in self.events:
-            if after < event.seq <= upto and (accepts is None or accepts(event.topic)):
-                found.append(event)
-                if len(found) == limit:
-                    return found, event.seq
-        return found, upto
-
-    def get(self, seqs: Sequence[int]) -> list[Event]:
-        return [event for event in self.events if event.seq in seqs]
-
-    def rows(self, table: Table) -> list[Row]:
-        return [key + values for key, values in self.state.get(table, {}).items()]
-
-    def last(self) -> int:
-        return self.events[-1].seq if self.events else 0
-
-    def last_ts(self) -> int:
-        return self.events[-1].ts if self.events else 0
-
-    def close(self) -> None:
-        pass
+        super().commit(events, state, sync)
 
 
 class Turns:
@@ -76,7 +47,7 @@ class Turns:
         self,
         work: Callable[[], object],
         done: Callable[[object, BaseException | None], None],
-        after: Callable[[], None] | None = None,
+        after: Callable[[], object] | None = None,
     ) -> None:
         self._queue.append((work, done))
 

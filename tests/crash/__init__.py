@@ -1,1 +1,1 @@
-"""SIGKILL at random moments under load, and a ledger of what became of everything that was acknowledged."""
+"""SIGKILL and power cuts at random moments under load, and an account of what became of all that was acknowledged."""

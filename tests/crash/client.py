@@ -69,6 +69,8 @@ class Client:
         self.faults: list[str] = []
         """What the broker did that it must not do."""
         self.connections = 0
+        self.username: str | None = None
+        """What CONNECT says."""
         self._port = port
         self._random = Random(name)
         self._wanted = asyncio.Event()
@@ -121,7 +123,7 @@ class Client:
     async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         version = self.version
         expiry: Properties = ((Property.SESSION_EXPIRY_INTERVAL, _NEVER),) if version == 5 else ()
-        writer.write(encode(Connect(self.name, version, False, 0, None, None, None, expiry), version))
+        writer.write(encode(Connect(self.name, version, False, 0, None, self.username, None, expiry), version))
         decoder = Decoder(version)
         while data := await reader.read(_READ_BYTES):
             for packet in decoder.feed(data):

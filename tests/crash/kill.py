@@ -8,6 +8,8 @@ forwards everything to mosquitto, or to a second node where there is none. Each 
 the last one left, and kills it: mostly under load, sometimes while it starts.
 
 In the end the load stops, what is open is completed, and the ledger is printed. Exit code 1 on any loss.
+
+With `--power` each kill is a power cut: the next start finds a disk that has lost what was not synced (see `disk.py`).
 """
 
 from __future__ import annotations
@@ -25,8 +27,10 @@ from pathlib import Path
 from random import Random
 from typing import Final
 
+from tests.crash import power
 from tests.crash.client import HOT, LOAD, STATS, Client, Cloud, Publisher, Subscriber
 from tests.crash.ledger import Entry, account
+from tests.crash.power import Power
 from tests.node import BERM, MOSQUITTO, Node, mosquitto
 
 ROOT: Final = Path(__file__).parents[2]
@@ -44,11 +48,13 @@ _BURST_SECONDS: Final = 0.01
 _EARLY: Final = 0.3
 """The part of the kills that hits a node while it starts."""
 
-# Little is held in memory, so that readers fall behind and read from the disk.
+# Little is held in memory, so that readers fall behind and read from the disk; segments are small, so that kills hit
+# the writing of one, and the deletion of what is in it.
 _CONFIG: Final = """\
 [storage]
 path = "data"
 memory_bytes = 1_048_576
+segment_bytes = 131_072
 [mqtt]
 write_buffer = 32_768
 [[processors]]
@@ -72,6 +78,8 @@ class Options:
     seconds_per_round: float = 1.5
     rate: float = 1500.0
     command: Sequence[str] = BERM
+    library: Path | None = None
+    """What `power.build` gives, where each kill is to be a power cut."""
 
 
 @dataclass(slots=True)
@@ -91,7 +99,15 @@ class Run:
     def __init__(self, directory: Path, options: Options, cloud_port: int) -> None:
         self.options = options
         self.tally = Tally()
-        self.node = Node(directory, _CONFIG.format(plant=PLANT, port=cloud_port), command=options.command)
+        self._power: Power | None = None
+        command = options.command
+        if options.library is not None:
+            place = directory.resolve()
+            # Names last by syncing their directory only: POSIX promises no more.
+            self._power = Power(options.library, place / "data", place / "base", place / "journal", ordered_names=False)
+            self._power.begin()
+            command = self._power.watched(command)
+        self.node = Node(directory, _CONFIG.format(plant=PLANT, port=cloud_port), command=command)
         self._random = Random(options.seed)
         self._port = 0
         self._start_seconds = _START_SECONDS
@@ -188,6 +204,8 @@ class Run:
         assert self.node.running, f"the node has ended by itself: {self.node.stderr[-2000:]}"
         await asyncio.to_thread(self.node.kill)
         self._port = 0
+        if self._power is not None:
+            await asyncio.to_thread(self._power.cut, f"{self.options.seed}-{self.tally.kills}")
 
     async def _load(self) -> None:
         """Publish at the rate, whoever is connected."""
@@ -243,9 +261,12 @@ class Run:
         faults = [f"it ended with {code}"] * (code != 0)
         faults += [line for line in log.splitlines() if "Traceback" in line or "damaged" in line or "CRITICAL" in line]
         tally = self.tally
+        segments = len(list(self.node.data.glob("segments/*.segment")))
+        what = "kills" if self._power is None else "power cuts"
         return Entry(
-            "the node starts on whatever a kill leaves",
-            f"{tally.kills} kills, {tally.early} of them during the start, {tally.under_way:,} messages under way",
+            "the node starts on whatever is left",
+            f"{tally.kills} {what}, {tally.early} of them during the start, "
+            f"{tally.under_way:,} messages under way; {segments} segments",
             faults,
         )
 
@@ -285,14 +306,20 @@ def main() -> int:
     )
     parser.add_argument("--seconds-per-round", type=float, default=1.5, help="longest time from start to kill")
     parser.add_argument("--rate", type=float, default=1500.0, help="messages a second")
+    parser.add_argument("--power", action="store_true", help="let the power fail with each kill")
     parser.add_argument("--sabotage", metavar="WHAT", help="have the node lose things (see sabotage.py): exit code 1")
     arguments = parser.parse_args()
     seed = arguments.seed if arguments.seed is not None else Random().randrange(1 << 32)
     command = BERM if arguments.sabotage is None else sabotaged(arguments.sabotage)
-    options = Options(arguments.rounds, seed, arguments.seconds_per_round, arguments.rate, command)
-    print(f"{options.rounds} rounds, --seed {seed}, the cloud is {MOSQUITTO or 'a second node'}", flush=True)
+    if arguments.power and (reason := power.missing()):
+        parser.error(reason)
+    print(f"{arguments.rounds} rounds, --seed {seed}, the cloud is {MOSQUITTO or 'a second node'}", flush=True)
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="berm-crash-") as directory:
+        library = power.build(Path(directory)) if arguments.power else None
+        options = Options(
+            arguments.rounds, seed, arguments.seconds_per_round, arguments.rate, command=command, library=library
+        )
         entries = run(Path(directory), options, lambda line: print(line, flush=True))
     print(*entries, sep="\n")
     broken = [entry for entry in entries if entry.faults]

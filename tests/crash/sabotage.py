@@ -54,6 +54,15 @@ def acknowledge_early(commit: Commit) -> Commit:
     return broken
 
 
+def never_sync(commit: Commit) -> Commit:
+    """Leave it to the operating system when anything reaches the disk."""
+
+    def broken(engine: SQLiteEngine, events: Sequence[Event], state: Rows, sync: bool) -> None:
+        commit(engine, events, state, False)
+
+    return broken
+
+
 def forget_identifiers(commit: Commit) -> Commit:
     """Keep no packet identifiers of QoS 2 messages that were received."""
     forgetting = _with_sessions(commit, _RECEIVED)
@@ -116,6 +125,7 @@ SABOTAGES: Final[dict[str, Callable[[Commit], Commit]]] = {
     for each in (
         lose_a_group,
         acknowledge_early,
+        never_sync,
         forget_identifiers,
         forget_inflight,
         forget_state,

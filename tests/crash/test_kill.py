@@ -1,17 +1,21 @@
-"""Nothing acknowledged is lost by SIGKILL; and where something is lost, the ledger says so."""
+"""Nothing acknowledged is lost by SIGKILL, nor by power cuts; and where something is lost, the ledger says so."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
+
+from tests.crash import power
 from tests.crash.kill import Options, run, sabotaged
 from tests.crash.ledger import Entry
 from tests.node import BERM
 
 
-def _run(directory: Path, rounds: int, seconds: float, *sabotages: str) -> list[Entry]:
+def _run(directory: Path, rounds: int, seconds: float, *sabotages: str, library: Path | None = None) -> list[Entry]:
     command = sabotaged(*sabotages) if sabotages else BERM
-    return run(directory, Options(rounds, seed=7, seconds_per_round=seconds, command=command), print)
+    options = Options(rounds, seed=7, seconds_per_round=seconds, command=command, library=library)
+    return run(directory, options, print)
 
 
 def _broken(entries: list[Entry]) -> set[str]:
@@ -20,6 +24,12 @@ def _broken(entries: list[Entry]) -> set[str]:
 
 def test_what_was_acknowledged_outlives_sigkill_under_load_and_reaches_everyone_as_promised(tmp_path: Path) -> None:
     entries = _run(tmp_path, 6, 1.0)
+    assert not _broken(entries), "\n".join(map(str, entries))
+
+
+@pytest.mark.skipif(bool(power.missing()), reason=power.missing())
+def test_what_was_acknowledged_outlives_power_cuts_under_load_and_reaches_everyone_as_promised(tmp_path: Path) -> None:
+    entries = _run(tmp_path, 5, 1.0, library=power.build(tmp_path))
     assert not _broken(entries), "\n".join(map(str, entries))
 
 

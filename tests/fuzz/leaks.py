@@ -88,6 +88,7 @@ def _check_link(link: Link, largest: int) -> None:
         ("messages in flight", inflight, limits.max_inflight),
         ("messages at QoS 2 without their PUBREL", _without_pubrel(link, session), limits.receive_maximum),
         ("subscriptions", len(session.grants), limits.max_subscriptions),
+        ("replays", len(session.replays), limits.max_replays),
     ):
         if size > most:
             raise Broken(f"{what} are beyond their bound", f"{link.name}: {size} of {most}")

@@ -30,10 +30,33 @@ TOPICS: Final = (
 FILTERS: Final = (
     *TOPICS,
     *("#", "+", "+/+", "x/#", "x/+", "+/a", "/#", "/+", "+/#", "x/+/b", "x/+/#", "+/+/+", "$SYS/#", "$x/+"),
+    *(
+        "$replay/all/#",
+        "$replay/all/x/#",
+        "$replay/last=2;until=now/x/+",
+        "$replay/seq=3;speed=1000/x/a",
+        "$replay/ago=1s/+/+",
+    ),
     *("$share/g/x/#", "$share/g/#", "$share/h/x/+", "$share/g/x/a", "$share/g/$SYS/#", "$share/gé/+/a"),
     *("+/" * _MANY + "#", "/" * _MANY, f"{MOUNT}#"),
 )
-_BAD_FILTERS: Final = ("", "#/x", "x#", "x/#/y", "x+", "+x/a", "$share//x", "$share/g", "$share/g/", "$share/+/x", "\0")
+_BAD_FILTERS: Final = (
+    "",
+    "$replay/all",
+    "$replay/seq=x/#",
+    "$replay/time=1e99/x",
+    "$replay/last=99999999/#",
+    "#/x",
+    "x#",
+    "x/#/y",
+    "x+",
+    "+x/a",
+    "$share//x",
+    "$share/g",
+    "$share/g/",
+    "$share/+/x",
+    "\0",
+)
 _BAD_TOPICS: Final = ("", "x/#", "+", "\0", "x/+/b")
 CLIENT_IDS: Final = ("xa", "xb", "xc", "", "x" * 30, "é")
 USERS: Final = ("me", "you", "", "someone")

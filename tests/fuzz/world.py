@@ -37,6 +37,10 @@ def broken_by(error: BaseException) -> Broken:
     return Broken(f"{type(error).__name__} in {place}, {at.name}", "".join(traceback.format_exception(error)))
 
 
+_REPLAYED: Final = re.compile(r"\$replay/[^/]*/")
+"""What stands before the topic of a message that is replayed."""
+
+
 class Wire:
     """The transport of one connection. While `jammed`, what is written gathers."""
 
@@ -95,6 +99,7 @@ class Link:
 
         def kept(topic: str, payload: bytes) -> bool:
             # Before MQTT 5 a message that is not allowed is acknowledged, and dropped.
+            topic = _REPLAYED.sub("", topic)
             topic, ruled = mount + topic, listener.access is not None
             forbidden = ruled or topic.removeprefix(mount).startswith("$") or topic.count("/") >= LEVELS
             return (forbidden and self.ear.version < 5) or world.keeps(topic, payload)

@@ -179,9 +179,20 @@ class Paho(Inbox):
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
         self.close()
 
-    def subscribe(self, *filters: str, qos: int = 2, options: SubscribeOptions | None = None) -> list[int]:
-        """Subscribe and wait for the SUBACK; what was granted."""
-        if options is None:
+    def subscribe(
+        self,
+        *filters: str,
+        qos: int = 2,
+        options: SubscribeOptions | None = None,
+        user_properties: Sequence[tuple[str, str]] = (),
+    ) -> list[int]:
+        """Subscribe and wait for the SUBACK; what was granted. User properties are for MQTT 5."""
+        if user_properties:
+            properties = _properties(PacketTypes.SUBSCRIBE)
+            properties.UserProperty = list(user_properties)
+            options = options or SubscribeOptions(qos)
+            self._client.subscribe([(filter, options) for filter in filters], properties=properties)
+        elif options is None:
             self._client.subscribe([(filter, qos) for filter in filters])
         else:
             self._client.subscribe([(filter, options) for filter in filters])

@@ -49,7 +49,7 @@ class Turns:
         self,
         work: Callable[[], object],
         done: Callable[[object, BaseException | None], None],
-        after: Callable[[], None] | None = None,
+        after: Callable[[], object] | None = None,
     ) -> None:
         self.queue.append((work, done))
 

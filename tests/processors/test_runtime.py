@@ -402,6 +402,9 @@ class Broken:
     def restore(self, rows: list[Row]) -> None:
         pass
 
+    def forget(self, accepts: Callable[[str], bool]) -> list[Row]:
+        return []
+
     def step(self, events: list[Stored], horizon: int) -> Step:
         raise AssertionError("a fault")
 

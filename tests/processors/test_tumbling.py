@@ -309,3 +309,22 @@ def test_state_of_another_definition_is_refused(other: Operator) -> None:
     with pytest.raises(StateError, match="open window of 60 s with count, sum; put that definition back"):
         other.restore(kept)
     window().restore(kept)
+
+
+def test_of_a_key_that_is_forgotten_nothing_is_published_any_more() -> None:
+    operator = window()
+    operator.step([stored("a", 1, 0), stored("b", 5, 1)], 0)
+    assert [row[2] for row in operator.forget(lambda key: key == "a")] == ["a"]
+    assert [topic for topic, _ in outputs(operator.step([stored("c", 1, 60)], 0))] == ["stats/b"]
+    assert operator.forget(lambda key: key == "a") == []
+
+
+def test_a_key_can_be_forgotten_while_its_window_is_being_closed() -> None:
+    operator = window(max_keys=2000)
+    operator.step([stored(f"k{number:04}", 1, 0) for number in range(1200)], 0)
+    first = operator.step([], at(60))
+    assert len(first.messages) < 1200
+    operator.forget(lambda key: key == "k1199")
+    rest = [topic for topic, _ in outputs(*(operator.step([], at(60)) for _ in range(3)))]
+    assert len(first.messages) + len(rest) == 1199
+    assert "stats/k1199" not in rest
