@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Final
 
-from storage.interface import Accepts, Event, StorageError, Value
+from storage.interface import Accepts, Event, Value
 
 if TYPE_CHECKING:
     from storage.values import Opener
@@ -163,7 +163,8 @@ class Tail:
         opener = self._opener
         if opener is None:
             if sealed:
-                raise StorageError(f"the event {sealed[0].seq} is encrypted; say in encryption.key where the key is")
+                # Where something is encrypted nobody gets here without a key (see transition.py).
+                raise sqlite3.DatabaseError(f"the event {sealed[0].seq} is damaged: nothing here is encrypted")
             return found
         lost: set[int] = set()
         if len(sealed) < len(found):

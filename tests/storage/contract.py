@@ -46,15 +46,19 @@ class MemoryStore:
         return self._engine
 
 
+TAIL_ONLY: Final = Policy(age=1 << 62)
+"""Nothing is sealed for its age, which is years by any clock: all stays in the tail."""
+
+
 class SQLiteStore:
-    """A data directory."""
+    """A data directory, in which nothing is sealed."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
 
     def open(self) -> Engine:
         """A new engine over the same files."""
-        return SQLiteEngine(self._directory)
+        return SQLiteEngine(self._directory, policy=TAIL_ONLY)
 
 
 class _Sealing(SQLiteEngine):
@@ -116,7 +120,7 @@ class EncryptedTailStore:
 
     def open(self) -> Engine:
         """A new engine over the same files."""
-        return SQLiteEngine(self._directory, unlock=lambda: vault(self._directory))
+        return SQLiteEngine(self._directory, policy=TAIL_ONLY, unlock=lambda: vault(self._directory))
 
 
 STORES: Final[tuple[Callable[[Path], Store], ...]] = (

@@ -449,7 +449,7 @@ def test_a_reader_that_has_passed_over_a_group_gets_what_comes_after_it(rig: Rig
 def test_many_groups_without_anything_for_a_reader_are_passed_over_in_few_steps(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    events = [event for _ in range(3000) for event in rig.commit(FSYNC)]
+    events = [event for _ in range(600) for event in rig.commit(FSYNC)]
     steps = 0
     find = Log._find
 
