@@ -160,7 +160,8 @@ def test_every_reader_of_the_log_tells_how_far_behind_it_is(tmp_path: Path) -> N
         assert values["berm/bridges/cloud/connected"] == values["connection/edge-cloud/state"] == "0"
         assert values["berm/bridges/cloud/routes/telemetry/behind"] == values["berm/log/committed"] == "5"
         assert values["berm/listeners/mqtt/clients"] == "1"
-        assert {_general(name) for name in values} == set(_documented())
+        seldom = {name for name in _documented() if name.startswith("berm/dropped/retention/")}
+        assert {_general(name) for name in values} == {*_documented()} - seldom
         assert read(node.port)["berm/log/seq"] == values["berm/log/seq"]  # telling of itself moves nothing
 
 
