@@ -32,6 +32,7 @@ from berm.formats import (
     to_row,
 )
 from berm.replay import Query, Replay
+from storage.files import sync_directory, sync_file
 from storage.interface import OS, RETAINED, SESSIONS, SUBSCRIPTIONS, WILLS, Engine, Event, Row, Table
 
 SUFFIXES: Final = {
@@ -146,10 +147,10 @@ def replaced(path: Path, *, force: bool) -> Iterator[Path]:
             # What is exported is nobody else's to read, as the log itself.
             os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o640))
             yield temporary
-            _sync(temporary)
+            sync_file(temporary)
             _refuse_existing(path, force)
             temporary.rename(path)
-            _sync(path.parent)
+            sync_directory(path.parent)
         except (OSError, sqlite3.Error) as error:
             why = error.strerror if isinstance(error, OSError) else str(error)
             raise ExportError(f"{path}: cannot be written: {why}; nothing is left of it") from error
@@ -164,14 +165,6 @@ def _refuse_existing(path: Path, force: bool) -> None:
         raise ExportError(f"{path}: is a directory; name a file")
     if path.exists() and not force:
         raise ExportError(f"{path}: is there already; name another file, or replace it with --force")
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 class _Kept:

@@ -15,6 +15,7 @@ import orjson
 
 from berm.settings import EncryptionSection, Settings, check_key_source
 from berm.times import format_time
+from storage.files import sync_directory
 from storage.keysource import OPERATOR_KEY_BYTES, KeyCommand, KeyFile, KeysError, KeySource, KeyVariable, is_encrypted
 from storage.worker import ThreadWorker
 
@@ -166,11 +167,7 @@ def make_key_file(path: Path) -> None:
             file.write(f"{make_key()}\n")
             file.flush()
             os.fsync(descriptor)
-        directory = os.open(path.absolute().parent, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
+        sync_directory(path.absolute().parent)
     except OSError as error:
         with suppress(OSError):
             path.unlink()

@@ -29,7 +29,8 @@ from typing import Final
 
 from storage import schema
 from storage.catalog import DAMAGED, DIRECTORY, seqs_in
-from storage.database import DATABASE, LOCK, make_directory, sync_directory
+from storage.database import DATABASE, LOCK, make_directory
+from storage.files import sync_directory, sync_file
 from storage.keysource import COPY, KEYS
 from storage.manifest import PIECE, BackupError, Entry, Manifest, NotOursError, Told, digest, faults, held, manifests
 from storage.pace import Pace
@@ -291,7 +292,7 @@ class _Backup:
 
     def _place(self, partial: Path, entry: Entry) -> Entry:
         """Give a complete file its name."""
-        _sync_file(partial)
+        sync_file(partial)
         partial.rename(self._target / entry.file)
         return entry
 
@@ -304,7 +305,7 @@ class _Backup:
         manifest = replace(self._manifest, node=node, first=first, last=snapshot.last, files=files)
         partial = self._target / f"{manifest.name}{PARTIAL}"
         partial.write_bytes(manifest.pack())
-        _sync_file(partial)
+        sync_file(partial)
         partial.rename(self._target / manifest.name)
         sync_directory(self._target)
         self._report.manifest = manifest
@@ -331,11 +332,3 @@ def _write(descriptor: int, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[os.write(descriptor, view) :]
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

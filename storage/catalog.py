@@ -24,7 +24,8 @@ from pathlib import Path
 from time import time
 from typing import TYPE_CHECKING, Final
 
-from storage.database import make_directory, sync_directory
+from storage.database import make_directory
+from storage.files import sync_directory
 from storage.interface import StorageError
 from storage.segment import Damage, Recent, Segment
 from storage.segment_file import SegmentDamaged, SegmentLocked

@@ -25,6 +25,7 @@ from time import monotonic, sleep, time
 from typing import Final
 
 from storage import schema
+from storage.files import sync_directory
 from storage.interface import StorageError
 from storage.keysource import is_encrypted
 from storage.pages import WAL_HEADER, WAL_MAGIC, summed
@@ -423,12 +424,3 @@ def make_directory(directory: Path) -> None:
         if not directory.is_dir():
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(directory)) from None
     sync_directory(directory.parent)
-
-
-def sync_directory(directory: Path) -> None:
-    """Make what was created or renamed in it last."""
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -33,7 +33,8 @@ import orjson
 
 from storage.background import Whole, beside
 from storage.catalog import DAMAGED, Stretch
-from storage.database import make_directory, sync_directory
+from storage.database import make_directory
+from storage.files import sync_directory
 from storage.history import History
 from storage.interface import (
     META,

@@ -30,6 +30,7 @@ from zlib import crc32
 from cryptography.hazmat.primitives.keywrap import InvalidUnwrap, aes_key_unwrap, aes_key_wrap
 
 from storage.datakey import KEY_BYTES, DataKey
+from storage.files import sync_directory
 from storage.keysource import COPY, KEYS, RENEW, KeysError, KeySource, is_encrypted
 from storage.transition import need_no_keys
 
@@ -283,7 +284,7 @@ def _replace(path: Path, data: bytes) -> None:
             file.flush()
             os.fsync(descriptor)
         os.replace(new, path)
-        _sync_directory(path.parent)
+        sync_directory(path.parent)
     except OSError as error:
         raise KeysError(f"writing {path}: {error.strerror}; see whether there is room on the disk") from error
 
@@ -298,13 +299,5 @@ def _locked(directory: Path) -> Iterator[None]:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
-    finally:
-        os.close(descriptor)
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
     finally:
         os.close(descriptor)

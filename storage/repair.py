@@ -29,8 +29,8 @@ from storage.database import (
     is_sound,
     replace,
     salvaged_of,
-    sync_directory,
 )
+from storage.files import sync_directory
 from storage.interface import Event, StorageError
 from storage.manifest import Told
 from storage.salvage import describe, salvage

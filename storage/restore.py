@@ -29,7 +29,8 @@ from typing import Final
 
 from storage import schema
 from storage.catalog import DIRECTORY
-from storage.database import DATABASE, make_directory, sync_directory
+from storage.database import DATABASE, make_directory
+from storage.files import sync_directory, sync_file
 from storage.interface import CURSORS, META, SESSIONS, SHARES
 from storage.keysource import KEYS, RENEW
 from storage.manifest import PIECE, BackupError, Manifest, NotOursError, Told, faults, held, manifests
@@ -161,7 +162,7 @@ def _fill(source: Path, manifest: Manifest, made: Path, now: int) -> int:
     reserved = _go_on_above(made / DATABASE, manifest, now)
     for directory in (made / DIRECTORY, made):
         for path in directory.iterdir():
-            _sync_file(path)
+            sync_file(path)
         sync_directory(directory)
     return reserved
 
@@ -200,14 +201,6 @@ def _own(data: Path, made: Path) -> None:
     owner = data.stat()
     for path in (made, *made.rglob("*")):
         os.chown(path, owner.st_uid, owner.st_gid)
-
-
-def _sync_file(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _time(ts: int) -> str:

@@ -29,7 +29,7 @@ import orjson
 
 from storage.background import Whole, beside
 from storage.catalog import Stretch
-from storage.database import sync_directory
+from storage.files import sync_directory
 from storage.history import History
 from storage.interface import META, Accepts, StorageError, StorageFailed
 from storage.losses import NOTHING, Compile, Losses, Readers, Survey

@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Final
 
 from storage.background import Whole, beside
-from storage.database import sync_directory
+from storage.files import sync_directory
 from storage.history import History
 from storage.interface import Event
 from storage.segment_writer import PARTIAL, Sealing, SegmentInfo, Shape

@@ -25,6 +25,7 @@ from typing import Final
 from storage import schema
 from storage.catalog import DIRECTORY, seqs_in
 from storage.database import MOST_FLAGS
+from storage.files import sync_file
 from storage.interface import CURSORS, META, RETAINED, SESSIONS, SHARES, TABLES, Row
 from storage.keysource import is_encrypted
 from storage.pages import INTERIOR, LEAF, Cell, Pages, Unreadable
@@ -99,11 +100,7 @@ def salvage(path: Path, new: Path) -> Salvaged:
             connection.execute("COMMIT")
     finally:
         pages.close()
-    descriptor = os.open(new, os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    sync_file(new)
     return report
 
 

@@ -23,6 +23,7 @@ from zlib import crc32
 
 from zstandard import ZstdCompressor
 
+from storage.files import sync_directory
 from storage.interface import Event, StorageError, StorageFull
 from storage.segment_block import Run, encode, runs, weight
 from storage.segment_format import (
@@ -285,7 +286,7 @@ class Sealing:
         yield
         os.rename(self._written, self.path)
         self._written = self.path
-        _sync_directory(self.path.parent)
+        sync_directory(self.path.parent)
         self._file = None
         os.close(file)
         self._info = SegmentInfo(self.path, header, self._at)
@@ -309,11 +310,3 @@ def _write_all(file: int, data: bytes, at: int) -> None:
         written = os.pwrite(file, view, at)
         at += written
         view = view[written:]
-
-
-def _sync_directory(directory: Path) -> None:
-    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
